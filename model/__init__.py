@@ -1,0 +1,71 @@
+"""From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
+
+Everything here takes tensors or arrays; only ``checkpoint`` touches files. Nothing of
+``shards`` or ``pipeline`` is imported: the batch is the contract.
+"""
+
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    SavedModel,
+    latest_checkpoint,
+    load_checkpoint,
+    load_model_file,
+    prune_checkpoints,
+    save_checkpoint,
+    save_model,
+)
+from .encoder import (
+    PRESETS,
+    AudioEncoder,
+    BandNormalizer,
+    ContextEncoder,
+    EncoderConfig,
+    FeatureEncoder,
+)
+from .metrics import TaggingMetrics, d_prime, tagging_metrics
+from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
+from .optim import (
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+from .pretraining import PretrainingModel
+from .tagger import Tagger, TaggerConfig
+from .torchaudio_names import convert_torchaudio_state
+
+__all__ = [
+    "OBJECTIVES",
+    "PRESETS",
+    "AudioEncoder",
+    "BandNormalizer",
+    "Checkpoint",
+    "CheckpointError",
+    "ContextEncoder",
+    "EncoderConfig",
+    "FeatureEncoder",
+    "OptimConfig",
+    "PretrainingModel",
+    "SavedModel",
+    "Tagger",
+    "TaggerConfig",
+    "TaggingMetrics",
+    "Wav2Vec2",
+    "Wav2Vec2Config",
+    "build_objective",
+    "build_optimizer",
+    "convert_torchaudio_state",
+    "d_prime",
+    "latest_checkpoint",
+    "learning_rate",
+    "load_checkpoint",
+    "load_model_file",
+    "parameter_groups",
+    "prune_checkpoints",
+    "save_checkpoint",
+    "save_model",
+    "set_learning_rate",
+    "tagging_metrics",
+]

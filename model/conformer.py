@@ -1,0 +1,175 @@
+"""One conformer block, with the convolution before the attention.
+
+The block of Srivastava et al. 2022 (arXiv:2110.07313), as the re-implementation
+in torchaudio's prototypes has it: half a feed-forward module, convolution,
+self-attention, half a feed-forward module, layer norm. There is no position
+encoding: order comes from the convolutions. Biases are everywhere.
+
+Legend: B batch, S latent steps, D model width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward module, convolution, attention, the other half, layer norm.
+
+    Args:
+        dim: model width D.
+        n_heads: attention heads; divides ``dim``.
+        ffn_dim: inner width of the feed-forward modules.
+        kernel_size: width of the depthwise convolution in latent steps, odd.
+        dropout: probability of a zero, in [0, 1), behind every module and on the
+            attention weights.
+        hides_padding: keep padding out of the convolution and its norm, so that a
+            sample gives the same context however much it is padded. The reference
+            hides it from the attention only.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        n_heads: int,
+        ffn_dim: int,
+        kernel_size: int,
+        dropout: float,
+        hides_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.first_ffn = FeedForward(dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.convolution = Convolution(dim, kernel_size=kernel_size, dropout=dropout)
+        self.attention = SelfAttention(dim, n_heads=n_heads, dropout=dropout)
+        self.second_ffn = FeedForward(dim, ffn_dim=ffn_dim, dropout=dropout)
+        self.norm = nn.LayerNorm(dim)
+        self._hides_padding = hides_padding
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None
+    ) -> Float[Tensor, "B S D"]:
+        """Transform a sequence, step count kept.
+
+        Args:
+            x: floating, shape (B, S, D).
+            padding_mask: bool, shape (B, S); True where the step is padding. None:
+                nothing is padded.
+
+        Returns:
+            Floating, shape (B, S, D); what stands on padding means nothing.
+        """
+        x = x + 0.5 * self.first_ffn(x)
+        x = x + self.convolution(x, padding_mask if self._hides_padding else None)
+        x = x + self.attention(x, padding_mask)
+        x = x + 0.5 * self.second_ffn(x)
+        return self.norm(x)
+
+
+class FeedForward(nn.Module):
+    """Layer norm, widen, SiLU, narrow."""
+
+    def __init__(self, dim: int, *, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.widen = nn.Linear(dim, ffn_dim)
+        self.narrow = nn.Linear(ffn_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Transform each step by itself."""
+        x = self.dropout(F.silu(self.widen(self.norm(x))))
+        return self.dropout(self.narrow(x))
+
+
+class Convolution(nn.Module):
+    """Layer norm, gated pointwise, depthwise, norm over the sample, SiLU, pointwise.
+
+    The pointwise convolutions are linear layers, and the depthwise one is
+    two-dimensional with a height of one: its channels-last form works on
+    (B, S, D) where it lies, without a copy. measured: 2026-11-22, 2 cores of an AMD
+    EPYC, torch 2.11, forward and backward of 8 x 250 steps of width 256, kernel
+    15: 6.3 ms against 18.4 ms for ``nn.Conv1d``.
+    """
+
+    def __init__(self, dim: int, *, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.gate = nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv2d(
+            dim, dim, (1, kernel_size), padding=(0, kernel_size // 2), groups=dim
+        )
+        self.sample_norm = SampleNorm(dim)
+        self.mix = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Mix neighbouring steps; beyond the ends, and on padding, stand zeros."""
+        x = F.glu(self.gate(self.norm(x)))
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask[..., None], 0.0)
+        x = x.transpose(1, 2).unsqueeze(2)  # (B, D, 1, S)
+        x = self.depthwise(x).squeeze(2).transpose(1, 2)  # (B, S, D)
+        return self.dropout(self.mix(F.silu(self.sample_norm(x, padding_mask))))
+
+
+class SampleNorm(nn.Module):
+    """``nn.GroupNorm`` with one group, for (B, S, D).
+
+    Mean and variance are taken over the valid steps and all channels of a sample;
+    scale and offset are per channel.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Normalise each sample as a whole; without a padding mask every step is valid."""
+        if padding_mask is None:
+            return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
+        x = x.float()  # under autocast: sums over a whole sample
+        n_values = x.shape[2] * (~padding_mask).sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+        padding = padding_mask[..., None]
+        mean = x.masked_fill(padding, 0.0).sum((1, 2), keepdim=True) / n_values
+        centred = x - mean
+        variance = centred.masked_fill(padding, 0.0).square().sum((1, 2), keepdim=True) / n_values
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class SelfAttention(nn.Module):
+    """Layer norm and multi-head attention of every step to every valid step."""
+
+    def __init__(self, dim: int, *, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        # As nn.MultiheadAttention, which the reference uses, starts them.
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None
+    ) -> Float[Tensor, "B S D"]:
+        """Gather from every step that is not padding."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, S, 3, H, D/H)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D/H)
+        gathered = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if padding_mask is None else ~padding_mask[:, None, None, :],
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        return self.dropout(self.out(gathered.transpose(1, 2).flatten(2)))

@@ -1,0 +1,264 @@
+"""From log-mel frames to context: normaliser, feature encoder, context encoder.
+
+The encoder of Srivastava et al. 2022 (arXiv:2110.07313): log-mel frames are
+stacked by four and projected to latents, and conformer blocks turn latents into
+context. Nothing in here synchronises with the host, and no Python branch depends
+on data, so ``torch.compile`` traces it as one graph.
+
+Legend: B batch, T log-mel frames, S = T // stride latent steps, D model width.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from .conformer import ConformerBlock
+
+
+class EncoderConfig(BaseModel):
+    """Sizes of an audio encoder; the defaults are those of CF-S."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_mels: int = Field(default=64, gt=0, description="mel bands of a log-mel frame")
+    stride: int = Field(default=4, gt=0, description="log-mel frames per latent step")
+    latent_dim: int = Field(default=256, gt=0, description="width of the latents, in channels")
+    dim: int = Field(default=256, gt=0, description="width D of the context, in channels")
+    n_layers: int = Field(default=12, gt=0, description="conformer blocks")
+    n_heads: int = Field(default=8, gt=0, description="attention heads; divides `dim`")
+    ffn_dim: int = Field(
+        default=1024, gt=0, description="inner width of a feed-forward module, channels"
+    )
+    first_kernel_size: int = Field(
+        default=31, gt=0, description="depthwise kernel of the first block, in latent steps; odd"
+    )
+    kernel_size: int = Field(
+        default=15, gt=0, description="depthwise kernel of the other blocks, in latent steps; odd"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="probability of a zero in training")
+    hides_padding: bool = Field(
+        default=True,
+        description="padding enters no convolution and no norm, so that a clip gives the same "
+        "context however much it is padded; False = as torchaudio's reference",
+    )
+
+    @field_validator("first_kernel_size", "kernel_size")
+    @classmethod
+    def _check_odd(cls, kernel_size: int) -> int:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"a kernel must be odd to keep the step count, found {kernel_size}")
+        return kernel_size
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.dim % self.n_heads:
+            raise ValueError(
+                f"`dim` must be a multiple of `n_heads`, found {self.dim} and {self.n_heads}"
+            )
+        return self
+
+
+PRESETS: dict[str, EncoderConfig] = {
+    "tiny": EncoderConfig(latent_dim=96, dim=96, n_layers=3, n_heads=4, ffn_dim=256, dropout=0.0),
+    "cf-s": EncoderConfig(),
+    "cf-l": EncoderConfig(dim=768, n_heads=12),
+}
+"""Encoder sizes by name: for tests and the demo, and the paper's small and large one.
+
+"tiny" has no dropout: drawing its zeros would take as long as the matrix products.
+"""
+
+
+class AudioEncoder(nn.Module):
+    """Log-mel frames in, context out; masking in between is the objective's business.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.normalizer = BandNormalizer(config.n_mels)
+        self.feature_encoder = FeatureEncoder(config)
+        self.context_encoder = ContextEncoder(config)
+
+    def forward(
+        self,
+        logmel: Float[Tensor, "B T n_mels"],
+        n_frames: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"] | None]:
+        """Encode log-mel frames that nobody masked; see ``latents`` for the arguments.
+
+        Returns:
+            context: floating, shape (B, S, D); what stands on padding means nothing.
+            padding_mask: bool, shape (B, S), True = padding; None if ``n_frames`` is.
+        """
+        latents, padding_mask = self.latents(logmel, n_frames)
+        return self.context_encoder(latents, padding_mask), padding_mask
+
+    def latents(
+        self,
+        logmel: Float[Tensor, "B T n_mels"],
+        n_frames: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B S latent_dim"], Bool[Tensor, "B S"] | None]:
+        """Normalise, clear the padding, stack and project.
+
+        Args:
+            logmel: float16 or float32, shape (B, T, n_mels), not normalised.
+            n_frames: integer, shape (B,): valid log-mel frames of each sample. What
+                lies beyond is set to zero after the normalisation, whatever it was;
+                a latent step with only some valid frames counts as padding, but for
+                the first, so that the shortest clip has a step.
+                None: every frame is valid.
+
+        Returns:
+            latents: floating, shape (B, S, latent_dim), layer-normed.
+            padding_mask: bool, shape (B, S); True = padding. None if ``n_frames`` is.
+
+        Raises:
+            ValueError: not three dimensions, another number of mel bands, or fewer than
+                ``stride`` frames.
+        """
+        _check_shape(logmel.shape, self.config)
+        logmel = self.normalizer(logmel)
+        if n_frames is None:
+            return self.feature_encoder(logmel), None
+        frame_padding = _padding_mask(n_frames, logmel.shape[1])
+        latents = self.feature_encoder(logmel.masked_fill(frame_padding[..., None], 0.0))
+        n_steps = (n_frames // self.config.stride).clamp(min=1)
+        return latents, _padding_mask(n_steps, latents.shape[1])
+
+
+class BandNormalizer(nn.Module):
+    """Bring each mel band to zero mean and unit deviation, with a data set's statistics.
+
+    Mean and standard deviation are buffers: they travel in the state dict, so a
+    trained model carries the statistics that it was trained with. They start as the
+    identity, 0 and 1.
+
+    Args:
+        n_mels: mel bands.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_mels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_mels))
+        self.register_buffer("std", torch.ones(n_mels))
+
+    def set_statistics(self, mean: Float[Tensor, " n_mels"], std: Float[Tensor, " n_mels"]) -> None:
+        """Take the statistics of a data set.
+
+        Args:
+            mean: shape (n_mels,), in the unit of the log-mel.
+            std: shape (n_mels,), same unit, above zero.
+
+        Raises:
+            ValueError: a wrong shape, a value that is not finite, a ``std`` of zero or less.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            if values.shape != self.mean.shape:
+                raise ValueError(
+                    f"`{name}` must have shape {tuple(self.mean.shape)}, one value per mel band, "
+                    f"found {tuple(values.shape)}"
+                )
+            if not values.isfinite().all():
+                raise ValueError(f"`{name}` must be finite, found {values.tolist()}")
+        if not (std > 0).all():
+            raise ValueError(
+                f"`std` must be above 0 in every mel band, found a minimum of {std.min():g}; "
+                "a constant band says nothing: rebuild the data set with fewer bands"
+            )
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, logmel: Float[Tensor, "B T n_mels"]) -> Float32[Tensor, "B T n_mels"]:
+        """Normalise float16 or float32 log-mel to float32."""
+        return (logmel.float() - self.mean) / self.std
+
+
+class FeatureEncoder(nn.Module):
+    """Stack ``stride`` frames, project them, layer-norm: one latent per step.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.stride = config.stride
+        self.projection = nn.Linear(config.n_mels * config.stride, config.latent_dim)
+        self.norm = nn.LayerNorm(config.latent_dim)
+
+    def forward(self, logmel: Float[Tensor, "B T n_mels"]) -> Float[Tensor, "B S latent_dim"]:
+        """Turn (B, T, n_mels) normalised log-mel into (B, T // stride, latent_dim) latents."""
+        return self.norm(self.stack_and_project(logmel))
+
+    def stack_and_project(
+        self, logmel: Float[Tensor, "B T n_mels"]
+    ) -> Float[Tensor, "B S latent_dim"]:
+        """Give the latents before their layer norm; frames that fill no step are left out."""
+        n_whole = logmel.shape[1] // self.stride * self.stride
+        stacked = logmel[:, :n_whole].unflatten(1, (-1, self.stride)).flatten(2)
+        return self.projection(stacked)  # (B, S, stride * n_mels) -> (B, S, latent_dim)
+
+
+class ContextEncoder(nn.Module):
+    """Project latents to the model width and run the conformer blocks.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(config.latent_dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            ConformerBlock(
+                config.dim,
+                n_heads=config.n_heads,
+                ffn_dim=config.ffn_dim,
+                kernel_size=config.kernel_size if layer else config.first_kernel_size,
+                dropout=config.dropout,
+                hides_padding=config.hides_padding,
+            )
+            for layer in range(config.n_layers)
+        )
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B S latent_dim"],
+        padding_mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B S D"]:
+        """Turn latents, masked or not, into context.
+
+        Args:
+            latents: floating, shape (B, S, latent_dim).
+            padding_mask: bool, shape (B, S); True = padding. None: nothing is padded.
+
+        Returns:
+            context: floating, shape (B, S, D).
+        """
+        context = self.dropout(self.projection(latents))
+        for block in self.blocks:
+            context = block(context, padding_mask)
+        return context
+
+
+def _padding_mask(lengths: Int[Tensor, " B"], max_length: int) -> Bool[Tensor, "B max_length"]:
+    return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
+
+
+def _check_shape(shape: torch.Size, config: EncoderConfig) -> None:
+    if len(shape) != 3 or shape[2] != config.n_mels or shape[1] < config.stride:
+        raise ValueError(
+            f"`logmel` must have shape (batch, n_frames >= {config.stride}, {config.n_mels}), "
+            f"found {tuple(shape)}; `n_mels` and `stride` stand in the encoder's config"
+        )

@@ -1,0 +1,52 @@
+"""What a model learns from: one file per objective, and the one list of them.
+
+An objective is a frozen config and an ``nn.Module`` made from it and the encoder's
+config. Its ``forward(encoder, *, logmel, n_frames, mask, distractors)`` returns
+scalars by name, ``loss`` among them; whatever else it returns is logged. To add one,
+write its file and its line in ``OBJECTIVES``: the contract test finds it there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from torch import nn
+
+from ..encoder import EncoderConfig
+from .wav2vec2 import Wav2Vec2, Wav2Vec2Config
+
+__all__ = ["OBJECTIVES", "Wav2Vec2", "Wav2Vec2Config", "build_objective"]
+
+OBJECTIVES: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2),
+}
+"""Config and module of each objective, by the name that a recipe uses."""
+
+
+def build_objective(
+    name: str, options: Mapping[str, Any], encoder_config: EncoderConfig
+) -> nn.Module:
+    """Build an objective by name.
+
+    Args:
+        name: one of ``OBJECTIVES``.
+        options: fields of its config, as a recipe gives them; absent ones take
+            their defaults. ``Any``: each config checks its own.
+        encoder_config: sizes of the encoder that is trained.
+
+    Returns:
+        The objective, freshly initialised.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that its config refuses.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"the objective must be one of {', '.join(OBJECTIVES)}, found {name!r}")
+    config_class, objective_class = OBJECTIVES[name]
+    unknown = set(options) - set(config_class.model_fields)
+    if unknown:
+        raise ValueError(
+            f"objective {name!r} has the options {', '.join(config_class.model_fields)}, "
+            f"found {', '.join(sorted(unknown))}"
+        )
+    return objective_class(config_class(**options), encoder_config)

@@ -1,0 +1,1 @@
+"""From audio and shards to batches."""

@@ -1,0 +1,169 @@
+"""Span masks and distractors for a whole batch, by Numba.
+
+Every sample of a batch has the same number of masked steps, so that tensors keep one
+shape: spans are drawn until that many steps are masked, and the last span is cut to fit.
+The number is what fairseq's recipe masks on average.
+
+Source:
+    Baevski et al. 2020, wav2vec 2.0, sections 3.1 and 3.2 (arXiv:2006.11477);
+    fairseq's ``compute_mask_indices`` (static length, overlap allowed).
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+from pydantic import BaseModel, ConfigDict, Field
+
+from .draws import below, draw
+
+_HALF = np.uint64(32)
+
+
+class MaskConfig(BaseModel):
+    """How latent steps are masked and distractors drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="share of steps the spans would cover if they never overlapped "
+        "(fairseq's `mask_prob`); with spans of 3, 0.3 masks about 27 %",
+    )
+    mask_length: int = Field(default=3, ge=1, description="steps per span")
+    n_distractors: int = Field(default=100, ge=1, description="distractors per masked step")
+
+
+def count_masked(n_steps: int, config: MaskConfig) -> int:
+    """Return how many steps of a clip are masked.
+
+    fairseq draws ``floor(share * n_steps / mask_length + U(0, 1))`` spans, at least two, with
+    distinct starts. This is the expected size of their union, rounded, and at least two,
+    since a distractor has to be another masked step.
+
+    Args:
+        n_steps: latent steps of the shortest clip of the batch.
+        config: share and length.
+
+    Returns:
+        a number in 2..n_steps.
+
+    Raises:
+        ValueError: ``n_steps`` is under 2: no distractor exists.
+
+    >>> count_masked(125, MaskConfig()), count_masked(250, MaskConfig())
+    (34, 68)
+    """
+    if n_steps < 2:
+        raise ValueError(f"a masked clip needs at least 2 latent steps, found {n_steps}")
+    length = min(config.mask_length, n_steps)
+    n_starts = n_steps - length + 1
+    n_spans = min(max(2.0, config.share * n_steps / config.mask_length), n_starts)
+    steps = np.arange(n_steps)
+    covering = np.minimum(steps, n_starts - 1) - np.maximum(steps - length + 1, 0) + 1
+    missed = np.exp(_log_choose(n_starts - covering, n_spans) - _log_choose(n_starts, n_spans))
+    return int(min(max(2, round(float(np.sum(1 - missed)))), n_steps))
+
+
+def draw_masks(
+    n_steps: npt.NDArray[np.int32],
+    *,
+    width: int,
+    n_masked: int,
+    mask_length: int,
+    keys: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.bool_]:
+    """Draw the masked spans of every sample of a batch.
+
+    Args:
+        n_steps: latent steps of each sample, int32, shape (B,).
+        width: steps of the batch, padding included.
+        n_masked: masked steps of every sample, at most ``min(n_steps)``.
+        mask_length: steps per span.
+        keys: one key of draws per sample, uint64, shape (B,).
+
+    Returns:
+        mask: bool, shape (B, width); True where masked, never on padding, ``n_masked`` per row.
+
+    Raises:
+        ValueError: a sample has fewer steps than ``n_masked``, or more than ``width``.
+    """
+    if len(n_steps) and not n_masked <= n_steps.min() <= n_steps.max() <= width:
+        raise ValueError(
+            f"`n_steps` must be in n_masked..width ({n_masked}..{width}), "
+            f"found {n_steps.min()}..{n_steps.max()}"
+        )
+    mask = np.zeros((len(n_steps), width), np.bool_)
+    _draw_masks(n_steps, n_masked, mask_length, keys, mask)
+    return mask
+
+
+def draw_distractors(
+    n_masked: int, n_distractors: int, keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.int32]:
+    """Draw, for each masked step, other masked steps of the same sample.
+
+    Args:
+        n_masked: masked steps of every sample, at least 2.
+        n_distractors: draws per masked step, with replacement.
+        keys: one key of draws per sample, uint64, shape (B,).
+
+    Returns:
+        distractors: int32, shape (B, n_masked, n_distractors); places 0..n_masked-1 among the
+        sample's masked steps in order of time, never the step's own.
+
+    Raises:
+        ValueError: ``n_masked`` is under 2.
+    """
+    if n_masked < 2:
+        raise ValueError(f"`n_masked` must be at least 2, found {n_masked}")
+    distractors = np.empty((len(keys), n_masked, n_distractors), np.int32)
+    _draw_distractors(keys, distractors)
+    return distractors
+
+
+def _log_choose(n, k):
+    """Return log of n over k, for real k; -inf where k > n."""
+    gamma = np.vectorize(math.lgamma, otypes=[float])
+    n = np.asarray(n, float)
+    possible = n - k > -1
+    rest = np.where(possible, n - k, 0)
+    return np.where(possible, gamma(n + 1) - gamma(rest + 1) - math.lgamma(k + 1), -np.inf)
+
+
+@njit(cache=True, nogil=True)
+def _draw_masks(n_steps, n_masked, mask_length, keys, mask):
+    """Take starts from a random permutation (Fisher-Yates, as far as needed)."""
+    starts = np.empty(mask.shape[1], np.int64)
+    for b in range(mask.shape[0]):
+        length = min(mask_length, n_steps[b])
+        n_starts = n_steps[b] - length + 1
+        for i in range(n_starts):
+            starts[i] = i
+        n_left, i = n_masked, 0
+        while n_left > 0:
+            j = i + below(draw(keys[b], i), n_starts - i)
+            starts[i], starts[j] = starts[j], starts[i]
+            for step in range(starts[i], starts[i] + length):
+                if n_left > 0 and not mask[b, step]:
+                    mask[b, step] = True
+                    n_left -= 1
+            i += 1
+
+
+@njit(cache=True, nogil=True)
+def _draw_distractors(keys, distractors):
+    """Draw among the n_masked - 1 others and skip the own place; two draws per 64 bits."""
+    n_samples, n_masked, n_distractors = distractors.shape
+    for b in range(n_samples):
+        for m in range(n_masked):
+            for n in range(0, n_distractors, 2):
+                bits = draw(keys[b], m * n_distractors + n)
+                other = below(bits, n_masked - 1)
+                distractors[b, m, n] = other + (other >= m)
+                if n + 1 < n_distractors:
+                    other = below(bits >> _HALF, n_masked - 1)
+                    distractors[b, m, n + 1] = other + (other >= m)

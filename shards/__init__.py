@@ -1,0 +1,1 @@
+"""The format: what a data set on disk is."""

@@ -1,0 +1,139 @@
+"""``dataset.json``, the manifest: what a data set is, written last.
+
+A folder with a manifest holds a whole data set; a folder without one does not.
+The manifest is untrusted input: it is validated field by field, and shard names
+cannot point out of the folder.
+"""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import DatasetError
+from .files import write_bytes
+from .spec import FeatureSpec
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "dataset.json"
+MAX_MANIFEST_BYTES = 256 * 2**20  # a million shards need about 150 MB
+
+ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$", max_length=200)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ShardEntry(BaseModel):
+    """One row of the shard table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ShardName = Field(description="file name inside the data set")
+    size_bytes: int = Field(ge=0, description="size of the tar, in bytes")
+    n_samples: int = Field(ge=1, description="samples in the tar")
+    sha256: Sha256 = Field(description="hash of the whole tar")
+
+
+class BuildSettings(BaseModel):
+    """What a build was asked for; the same settings over the same files give the same bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: str = Field(description="name of the corpus reader, or `index` for adopted tars")
+    plan_hash: str = Field(description="hash of clips, their order and these settings")
+    min_duration_s: float = Field(description="clips shorter than this were rejected, in seconds")
+    max_shard_samples: int = Field(description="most clips planned for one shard")
+    max_shard_bytes: int = Field(description="most bytes planned for one shard")
+
+
+class Manifest(BaseModel):
+    """What a data set holds, without opening a shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    melstream_version: str = Field(default_factory=lambda: version("melstream"))
+    features: FeatureSpec = Field(description="how the log-mels were computed")
+    feature_hash: str = Field(description="hash of `features`")
+    label_names: tuple[str, ...] = Field(description="names of the classes, in the order of ids")
+    label_ids: tuple[str, ...] | None = Field(description="AudioSet mids of the classes, if any")
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+    n_samples: int = Field(ge=1, description="samples in all shards")
+    duration_s: float = Field(ge=0, description="audio in all samples, in seconds")
+    n_rejects: dict[str, int] = Field(description="inputs that are not in the set, by reason")
+    n_ignored: dict[str, int] = Field(
+        default_factory=dict, description="audio files that belong to no input, by kind"
+    )
+    band_mean: tuple[float, ...] = Field(description="mean log-mel per band over the set")
+    band_std: tuple[float, ...] = Field(description="standard deviation per band over the set")
+    build: BuildSettings
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.feature_hash != self.features.hash:
+            raise ValueError(
+                f"`feature_hash` must be the hash of `features` ({self.features.hash}), "
+                f"found {self.feature_hash}: the file was edited by hand"
+            )
+        total = sum(shard.n_samples for shard in self.shards)
+        if total != self.n_samples:
+            raise ValueError(f"`n_samples` must be the sum over shards ({total}), found {self.n_samples}")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("`shards` names one shard twice")
+        for name in ("band_mean", "band_std"):
+            if len(getattr(self, name)) != self.features.n_mels:
+                raise ValueError(f"`{name}` must have `n_mels` ({self.features.n_mels}) values")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when the content does: features, labels, shards."""
+        content = {
+            "features": self.feature_hash,
+            "labels": self.label_names,
+            "shards": [(shard.name, shard.sha256) for shard in self.shards],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``dataset.json``: the same manifest gives the same bytes."""
+    write_bytes(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``dataset.json``.
+
+    Args:
+        folder: the folder of the data set.
+
+    Raises:
+        DatasetError: there is none, or it is not a manifest of this format version.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise DatasetError(
+            f"no data set at {folder}: `{MANIFEST_NAME}` is missing "
+            f"({_what_is_there(folder)}); build one with 'melstream build'"
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DatasetError(f"{path} must be under {MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        found = "; ".join(f"`{_dotted(e['loc'])}`: {e['msg']}" for e in error.errors()[:3])
+        raise DatasetError(f"{path} is not a manifest of format version {FORMAT_VERSION}: {found}") from error
+
+
+def _what_is_there(folder: Path) -> str:
+    if not folder.exists():
+        return "the folder does not exist"
+    if (folder / ".build").exists():
+        return "an unfinished build lies there: run the same 'melstream build' again to complete it"
+    return "the folder holds no finished build"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "file"

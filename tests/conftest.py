@@ -1,0 +1,125 @@
+"""Fixtures that several test files share: the recordings that ship, and data sets made from them."""
+
+import gc
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.index import concatenate, write_index
+from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
+from melstream.shards.spec import PRESETS
+from melstream.shards.writer import Sample, SampleInfo, write_shard
+from melstream.tools.build import build
+from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.corpora import folder
+from rich.console import Console
+
+SPEC = PRESETS["conformer64"]
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of recordings that ship: train/<class>/*.flac, eval/<class>/*.flac."""
+    return Path(str(resources.files("melstream.tools") / "recordings"))
+
+
+@pytest.fixture
+def quiet() -> Console:
+    """A console that nobody sees."""
+    return Console(file=io.StringIO())
+
+
+def make_sample(
+    number: int, *, n_frames: int = 40, label_ids: tuple[int, ...] = (), n_mels: int = SPEC.n_mels
+) -> Sample:
+    """A sample whose values say which sample and frame they are from."""
+    logmel = np.full((n_frames, n_mels), number, np.float16)
+    logmel[:, 0] = np.arange(n_frames)
+    info = SampleInfo(
+        labels=tuple(f"class {i}" for i in label_ids),
+        source=f"somewhere/{number}.flac",
+        start_s=None,
+        duration_s=n_frames / 100,
+        sample_rate=44_100,
+        n_channels=1,
+        peak=0.5,
+        rms_dbfs=-20.0,
+    )
+    return Sample(key=f"clip-{number:04d}", logmel=logmel, label_ids=label_ids, info=info)
+
+
+def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int = 0) -> Dataset:
+    """Write samples as a data set, shard by shard."""
+    path.mkdir(parents=True)
+    entries, indexes = [], []
+    for number, samples in enumerate(shards):
+        with write_shard(path / f"train-{number:06d}.tar") as writer:
+            for sample in samples:
+                writer.write(sample)
+        entries.append(writer.entry)
+        indexes.append(writer.index)
+    index = concatenate(indexes)
+    write_index(path, index)
+    values = np.concatenate([s.logmel.astype(np.float64) for samples in shards for s in samples])
+    manifest = Manifest(
+        features=SPEC,
+        feature_hash=SPEC.hash,
+        label_names=tuple(f"class {i}" for i in range(n_classes)),
+        label_ids=None,
+        shards=tuple(entries),
+        n_samples=len(index),
+        duration_s=float(index.duration_s.sum()),
+        n_rejects={},
+        band_mean=tuple(values.mean(0)),
+        band_std=tuple(values.std(0) + 1e-3),
+        build=BuildSettings(
+            corpus="test",
+            plan_hash="0" * 16,
+            min_duration_s=0.0,
+            max_shard_samples=1_000,
+            max_shard_bytes=10**9,
+        ),
+    )
+    write_manifest(path, manifest)
+    return open_dataset(path)
+
+
+def read_with_webdataset(dataset: Dataset) -> list[dict[str, Any]]:
+    """Read every sample with plain webdataset, as any user of it would."""
+    urls = [str(dataset.folder / shard.name) for shard in dataset.manifest.shards]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the collector
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        gc.collect()
+    return samples
+
+
+@pytest.fixture
+def small_dataset(tmp_path: Path) -> Dataset:
+    """60 samples of 20 to 79 frames in 5 shards of unequal size; labels 0, 1, 2 in turn."""
+    samples = [make_sample(n, n_frames=20 + n, label_ids=(n % 3,)) for n in range(60)]
+    cuts = [0, 7, 20, 32, 51, 60]
+    shards = [samples[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return write_dataset(tmp_path / "small", shards, n_classes=3)
+
+
+@pytest.fixture(scope="session")
+def built(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
+    """``built("train")``: the data set made of the recordings that ship, built once."""
+    root = tmp_path_factory.mktemp("built")
+
+    def of(split: str) -> Dataset:
+        plan = make_plan(
+            folder.scan(recordings / split), PlanSettings(corpus="folder", features=SPEC)
+        )
+        build(plan, root / split, n_jobs=1, report=lambda done, note: None)
+        return open_dataset(root / split)
+
+    return of

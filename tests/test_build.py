@@ -1,0 +1,293 @@
+"""A build is whole, restartable and explained, on real recordings and on bad input."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import read_with_webdataset
+from melstream.pipeline.logmel import LogMel
+from melstream.pipeline.waveform import load_waveform
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError
+from melstream.shards.spec import PRESETS
+from melstream.shards.verify import find_problems
+from melstream.tools import build as build_module
+from melstream.tools.build import BuildReport, build
+from melstream.tools.build_plan import Plan, PlanSettings, make_plan
+from melstream.tools.corpora import folder
+from melstream.tools.corpora.corpus import Clip, Listing
+
+SPEC = PRESETS["conformer64"]
+
+
+def plan_of(source: Path, **settings: object) -> Plan:
+    return make_plan(
+        folder.scan(source),
+        PlanSettings.model_validate({"corpus": "folder", "features": SPEC} | settings),
+    )
+
+
+def run(plan: Plan, out: Path, n_jobs: int = 1) -> BuildReport:
+    return build(plan, out, n_jobs=n_jobs, report=lambda done, note: None)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def corpus(recordings: Path, tmp_path: Path) -> Path:
+    """A folder corpus of a few shipped recordings, cut into several shards by `many`."""
+    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
+        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return tmp_path / "corpus"
+
+
+def test_the_shipped_recordings_become_a_whole_data_set(
+    built: Callable[[str], Dataset], recordings: Path
+) -> None:
+    dataset = built("train")
+    files = sorted((recordings / "train").glob("*/*.flac"))
+    assert len(dataset) == len(files)
+    assert dataset.manifest.n_rejects == {}
+    assert dataset.manifest.label_names == tuple(sorted({path.parent.name for path in files}))
+    assert list(find_problems(dataset, full=True)) == [None] * len(dataset.manifest.shards)
+    sources = {dataset.read_info(row).source for row in range(len(dataset))}
+    assert sources == {str(path.relative_to(recordings / "train")) for path in files}
+
+
+def test_plain_webdataset_reads_what_a_build_wrote(built: Callable[[str], Dataset]) -> None:
+    dataset = built("eval")
+    read = read_with_webdataset(dataset)
+    assert [sample["__key__"] for sample in read] == [k.decode() for k in dataset.index.keys()]
+    for row, sample in enumerate(read):
+        np.testing.assert_array_equal(sample["logmel.npy"], dataset.read_logmel(row))
+        names = [dataset.manifest.label_names[i] for i in dataset.index.labels(row)]
+        assert sample["json"]["labels"] == names
+
+
+def test_features_and_statistics_equal_those_computed_from_the_files(
+    built: Callable[[str], Dataset], recordings: Path
+) -> None:
+    dataset = built("eval")
+    logmel = LogMel(SPEC)
+    values = []
+    for row in range(len(dataset)):
+        info = dataset.read_info(row)
+        audio = load_waveform(recordings / "eval" / info.source, SPEC)
+        expected = logmel(audio.waveform).astype(np.float16)
+        np.testing.assert_array_equal(dataset.read_logmel(row), expected)
+        assert info.duration_s == pytest.approx(audio.duration_s)
+        values.append(expected.astype(np.float64))
+    stacked = np.concatenate(values)
+    np.testing.assert_allclose(dataset.manifest.band_mean, stacked.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(dataset.manifest.band_std, stacked.std(0), rtol=1e-6)
+
+
+def test_the_number_of_processes_does_not_change_a_byte(corpus: Path, tmp_path: Path) -> None:
+    plan = plan_of(corpus, max_shard_samples=3)
+    run(plan, tmp_path / "one" / "train")
+    report = run(plan, tmp_path / "two" / "train", n_jobs=2)
+    assert report.n_new_shards == 4
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_second_run_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    plan = plan_of(corpus)
+    run(plan, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    report = run(plan_of(corpus), tmp_path / "out")
+    assert report.n_new_shards == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    plan = plan_of(corpus, max_shard_samples=3)
+    run(plan, tmp_path / "whole" / "train")
+    out = tmp_path / "broken" / "train"
+    done = 0
+
+    def dying(job: object, on_clip: Callable[[], None]) -> object:
+        nonlocal done
+        if done == stop_after:
+            raise KeyboardInterrupt
+        done += 1
+        return original(job, on_clip)
+
+    original = build_module.build_shard
+    monkeypatch.setattr(build_module, "build_shard", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, out)
+    with pytest.raises(DatasetError, match="unfinished build"):
+        open_dataset(out)
+    monkeypatch.undo()
+    assert run(plan, out).n_new_shards == 4 - stop_after
+    assert content(out) == content(tmp_path / "whole" / "train")
+
+
+def test_a_build_killed_while_the_set_is_assembled_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(corpus, max_shard_samples=3)
+    run(plan, tmp_path / "whole" / "train")
+    out = tmp_path / "broken" / "train"
+
+    def killed(folder: Path, manifest: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "write_manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, out)
+    monkeypatch.undo()
+    assert run(plan, out).n_new_shards == 0
+    assert content(out) == content(tmp_path / "whole" / "train")
+
+
+def test_an_output_folder_with_another_data_set_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(plan_of(corpus), out)
+    before = content(out)
+    (corpus / "extra").mkdir()
+    shutil.copyfile(next(corpus.rglob("*.flac")), corpus / "extra" / "new.flac")
+    with pytest.raises(DatasetError, match="holds another data set"):
+        run(plan_of(corpus), out)
+    with pytest.raises(DatasetError, match="holds another data set"):
+        run(plan_of(corpus, features=PRESETS["kaldi128"]), out)
+    assert content(out) == before
+
+
+def test_an_output_folder_with_something_else_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(DatasetError, match="must be new or empty, found thesis.tex"):
+        run(plan_of(corpus), out)
+    assert content(out) == {"thesis.tex": b"precious"}
+
+
+@pytest.fixture
+def bad_corpus(corpus: Path) -> Path:
+    """The good recordings and one of everything that can be wrong with a file."""
+    bad = corpus / "bad"
+    bad.mkdir()
+    good = next(corpus.rglob("0.flac"))
+    (bad / "truncated.flac").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (bad / "empty.wav").write_bytes(b"")
+    (bad / "text.wav").write_text("this is no audio\n" * 100)
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+    soundfile.write(bad / "short.wav", noise[:480], 48_000)
+    soundfile.write(bad / "silent.wav", np.zeros(48_000), 48_000)
+    broken = noise.astype(np.float32)
+    broken[100] = np.nan
+    soundfile.write(bad / "nan.wav", broken, 48_000, subtype="FLOAT")
+    return corpus
+
+
+def test_each_bad_file_is_a_counted_reject_and_nothing_else_is_lost(
+    bad_corpus: Path, tmp_path: Path
+) -> None:
+    report = run(plan_of(bad_corpus), tmp_path / "out")
+    reasons = {"truncated", "empty", "undecodable", "too_short", "silent", "not_finite"}
+    assert report.n_rejects == dict.fromkeys(sorted(reasons), 1)
+    assert report.n_samples == 12
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    rejects = {json.loads(line)["source"]: json.loads(line) for line in lines}
+    expected = {
+        "bad/truncated.flac": "truncated",
+        "bad/empty.wav": "empty",
+        "bad/text.wav": "undecodable",
+        "bad/short.wav": "too_short",
+        "bad/silent.wav": "silent",
+        "bad/nan.wav": "not_finite",
+    }
+    assert {source: reject["reason"] for source, reject in rejects.items()} == expected
+    assert all(reject["message"] for reject in rejects.values())
+    assert "bad" in open_dataset(tmp_path / "out").manifest.label_names
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 6])
+@pytest.mark.parametrize("sample_rate", [8_000, 22_050, 44_100, 96_000])
+def test_any_rate_and_number_of_channels_becomes_the_same_features(
+    tmp_path: Path, sample_rate: int, n_channels: int
+) -> None:
+    time = np.arange(sample_rate) / sample_rate
+    tone = 0.25 * np.sin(2 * np.pi * 1_000 * time)
+    path = tmp_path / "corpus" / "tone" / "a.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, np.tile(tone[:, None], n_channels), sample_rate)
+    run(plan_of(tmp_path / "corpus"), tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out")
+    info = dataset.read_info(0)
+    assert (info.sample_rate, info.n_channels) == (sample_rate, n_channels)
+    assert info.duration_s == pytest.approx(1.0, abs=1e-3)
+    assert info.rms_dbfs == pytest.approx(20 * np.log10(0.25 / np.sqrt(2)), abs=0.2)
+    logmel = dataset.read_logmel(0)
+    assert logmel.shape == (101, 64)
+    loudest = logmel[20:80].astype(np.float32).mean(0).argmax()
+    reference = LogMel(SPEC)(
+        0.25 * np.sin(2 * np.pi * 1_000 * np.arange(16_000) / 16_000).astype("f4")
+    )
+    assert loudest == reference[20:80].mean(0).argmax()
+
+
+def test_a_corpus_of_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "corpus" / "bad" / "text.wav"
+    path.parent.mkdir(parents=True)
+    path.write_text("no audio")
+    with pytest.raises(
+        DatasetError, match="not one of 1 clips became a sample \\(1 undecodable\\)"
+    ):
+        run(plan_of(tmp_path / "corpus"), tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_shard_of_rejects_only_leaves_no_gap_in_the_names(
+    bad_corpus: Path, tmp_path: Path
+) -> None:
+    run(plan_of(bad_corpus, max_shard_samples=1), tmp_path / "train")
+    dataset = open_dataset(tmp_path / "train")
+    assert [shard.name for shard in dataset.manifest.shards] == [
+        f"train-{number:06d}.tar" for number in range(12)
+    ]
+    assert list(find_problems(dataset, full=True)) == [None] * 12
+
+
+def test_missing_clips_are_counted_and_named(corpus: Path, tmp_path: Path) -> None:
+    listing = folder.scan(corpus)
+    gone = Clip(key="zzz", path=None, labels=(0,), source="zzz")
+    listing = Listing((*listing.clips, gone), listing.label_names, None, 3)
+    plan = make_plan(listing, PlanSettings(corpus="folder", features=SPEC))
+    report = run(plan, tmp_path / "out")
+    assert report.n_rejects == {"missing": 1}
+    assert report.n_ignored == {"unlisted": 3}
+    assert report.reject_share == 0
+    assert '"key":"zzz"' in (tmp_path / "out" / "rejects.jsonl").read_text()
+
+
+def test_shards_are_cut_by_bytes_too(corpus: Path) -> None:
+    seconds = {clip.key: soundfile.info(clip.path).duration for clip in folder.scan(corpus).clips}
+    plan = plan_of(corpus, max_shard_bytes=60_000)
+    sizes = [sum(seconds[clip.key] * 12_800 + 2_048 for clip in clips) for clips in plan.shards]
+    assert len(plan.shards) > 1
+    for size, clips in zip(sizes, plan.shards, strict=True):
+        assert size <= 61_000 or len(clips) == 1
+
+
+def test_the_plan_spreads_each_class_over_the_shards(recordings: Path) -> None:
+    plan = plan_of(recordings / "train", max_shard_samples=20)
+    for clips in plan.shards:
+        assert len({clip.labels for clip in clips}) >= 4

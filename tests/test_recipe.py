@@ -1,0 +1,73 @@
+"""Recipes are checked before any work starts, and say what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+from melstream.tools.recipe import (
+    FinetuneRecipe,
+    PretrainRecipe,
+    load_recipe,
+    packaged_recipes,
+)
+
+
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+def test_every_packaged_recipe_is_valid(name: str) -> None:
+    schema = FinetuneRecipe if "finetune" in name else PretrainRecipe
+    recipe = load_recipe(name, schema)
+    assert recipe.model.encoder_config(64).n_mels == 64
+
+
+def test_set_overrides_one_field() -> None:
+    recipe = load_recipe(
+        "demo-pretrain",
+        PretrainRecipe,
+        ["optim.lr=3e-4", "train.steps = 7", "data.tail=wrap", "model.overrides.n_layers=2"],
+    )
+    assert (recipe.optim.lr, recipe.train.steps, recipe.data.tail) == (3e-4, 7, "wrap")
+    assert recipe.model.encoder_config(64).n_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", "unknown key `optim.learning_rate`.*valid keys there: .*lr"),
+        ("optim.weigth_decay=1", "did you mean 'weight_decay'"),
+        ("optimizer.lr=1", "unknown key `optimizer`.*did you mean 'optim'"),
+        ("train.steps=many", "`train.steps`: input should be a valid integer"),
+        ("train.steps=0", "`train.steps`: input should be greater than or equal to 1"),
+        ("train.steps", "`--set` takes section.field=value"),
+        ("train.steps.more=1", "'steps' is a value, not a section"),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe("demo-pretrain", PretrainRecipe, [override])
+
+
+def test_an_unknown_key_in_a_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(packaged_recipes()["demo-pretrain"].replace("[mask]", "[mask]\nspan = 3"))
+    with pytest.raises(ValueError, match="unknown key `mask.span`.*mask_length"):
+        load_recipe(str(path), PretrainRecipe)
+
+
+def test_a_file_that_is_not_toml_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("steps: 100")
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        load_recipe(str(path), PretrainRecipe)
+
+
+def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(ValueError, match="no recipe 'nope'.*demo-pretrain"):
+        load_recipe("nope", PretrainRecipe)
+
+
+def test_unknown_presets_and_fields_of_the_model_are_errors() -> None:
+    recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.preset=huge"])
+    with pytest.raises(ValueError, match="`model.preset` must be one of tiny, cf-s, cf-l"):
+        recipe.model.encoder_config(64)
+    recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.overrides.depth=2"])
+    with pytest.raises(ValueError, match="unknown key `depth`"):
+        recipe.model.encoder_config(64)

@@ -1,0 +1,266 @@
+"""Training on real recordings: it learns, it survives, and a resumed run loses nothing."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
+from melstream.pipeline.loader import Batch
+from melstream.shards.dataset import Dataset
+from melstream.shards.errors import DatasetError
+from melstream.tools import training
+from melstream.tools.evaluate import evaluate, predict
+from melstream.tools.finetune import finetune
+from melstream.tools.model_folder import load_encoder, load_tagger
+from melstream.tools.pretrain import pretrain
+from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+from melstream.tools.training import Result
+from rich.console import Console
+
+CPU = torch.device("cpu")
+SMALL = [
+    "model.overrides.n_layers=1",
+    "model.overrides.dropout=0.1",  # so that the random state matters to a resume
+    "data.batch_size=4",
+    "data.crop_s=1.0",
+    "optim.warmup_steps=2",
+    "train.log_every=1",
+    "train.checkpoint_every=4",
+]
+
+
+@pytest.fixture(scope="module")
+def data(built: Callable[[str], Dataset]) -> Dataset:
+    return built("eval")
+
+
+def run_pretrain(
+    data: Dataset, out: Path, quiet: Console, *sets: str, resume: bool = False
+) -> Result:
+    recipe = load_recipe("demo-pretrain", PretrainRecipe, [*SMALL, "train.steps=10", *sets])
+    return pretrain(recipe, data.folder, out, device=CPU, console=quiet, resume=resume)
+
+
+def run_finetune(
+    data: Dataset, out: Path, quiet: Console, *sets: str, encoder: Path | None = None
+) -> Result:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, [*SMALL, "train.steps=6", *sets])
+    return finetune(recipe, data.folder, out, device=CPU, console=quiet, encoder_path=encoder)
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    path = latest_checkpoint(run / "checkpoints")
+    assert path is not None
+    return load_checkpoint(path).model_state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+
+
+def test_the_same_seed_gives_the_same_run(data: Dataset, tmp_path: Path, quiet: Console) -> None:
+    run_pretrain(data, tmp_path / "one", quiet)
+    run_pretrain(data, tmp_path / "two", quiet)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    run_pretrain(data, tmp_path / "three", quiet, "train.seed=1")
+    assert losses(tmp_path / "one") != losses(tmp_path / "three")
+
+
+@pytest.mark.parametrize("dies_at", [2, 4, 7])
+def test_a_killed_run_resumes_bit_for_bit(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    run_pretrain(data, tmp_path / "whole", quiet)
+    original = training.Trainer._step
+
+    def dying(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+        if self._at.step == dies_at:
+            raise RuntimeError("killed")
+        return original(self, batch)
+
+    monkeypatch.setattr(training.Trainer, "_step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_pretrain(data, tmp_path / "broken", quiet)
+    monkeypatch.undo()
+    assert run_pretrain(data, tmp_path / "broken", quiet, resume=True).is_complete
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
+    data: Dataset,
+    tmp_path: Path,
+    quiet: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    run_pretrain(data, tmp_path / "whole", quiet)
+    original = training.Trainer._step
+
+    def signalled(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+        if self._at.step == 5:
+            os.kill(os.getpid(), number)
+        return original(self, batch)
+
+    monkeypatch.setattr(training.Trainer, "_step", signalled)
+    result = run_pretrain(data, tmp_path / "broken", quiet)
+    monkeypatch.undo()
+    assert (result.is_complete, result.step) == (False, 6)
+    assert not (tmp_path / "broken" / "model").exists()
+    run_pretrain(data, tmp_path / "broken", quiet, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_folder_is_never_taken_over(data: Dataset, tmp_path: Path, quiet: Console) -> None:
+    out = tmp_path / "run"
+    run_pretrain(data, out, quiet)
+    with pytest.raises(DatasetError, match="add --resume to go on"):
+        run_pretrain(data, out, quiet)
+    with pytest.raises(DatasetError, match="`recipe.optim.lr`: saved 0.001, now 0.5"):
+        run_pretrain(data, out, quiet, "optim.lr=0.5", resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="must be new or empty, found notes.txt"):
+        run_pretrain(data, tmp_path / "other", quiet)
+
+
+def test_a_finished_run_has_all_its_files(data: Dataset, tmp_path: Path, quiet: Console) -> None:
+    out = tmp_path / "run"
+    result = run_pretrain(data, out, quiet)
+    assert sorted(losses(out)) == list(range(1, 11))
+    assert {"loss", "accuracy", "grad_norm", "lr", "samples_per_s"} <= result.figures.keys()
+    names = [path.name for path in sorted((out / "checkpoints").iterdir())]
+    assert names == ["step-000008", "step-000010"]
+    assert any((out / "tensorboard").iterdir())
+    encoder, card = load_encoder(out)
+    assert card.trained_on == (data.manifest.fingerprint,)
+    state = weights(out)
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, state[f"encoder.{name}"])
+
+
+def test_pretraining_learns_on_real_audio(
+    built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    """On held-in recordings the loss falls well below that of chance, log(1 + distractors)."""
+    sets = ["train.steps=60", "optim.lr=2e-3", "data.batch_size=8", "train.log_every=10"]
+    result = run_pretrain(built("train"), tmp_path / "run", quiet, *sets)
+    assert result.figures["loss"] < 0.7 * np.log(21)
+    assert result.figures["accuracy"] > 3 / 21
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "pre", quiet)
+    sets = ["finetune.freeze_body_steps=6"]
+    run_finetune(data, tmp_path / "fine", quiet, *sets, encoder=tmp_path / "pre")
+    encoder, _ = load_encoder(tmp_path / "pre")
+    tagger, card = load_tagger(tmp_path / "fine")
+    assert card.label_names == data.manifest.label_names
+    for name, tensor in encoder.state_dict().items():  # the body rested for all six steps
+        assert torch.equal(tensor, tagger.encoder.state_dict()[name]), name
+
+
+def test_the_body_moves_once_it_is_not_frozen(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "pre", quiet)
+    sets = ["finetune.freeze_body_steps=5"]
+    run_finetune(data, tmp_path / "fine", quiet, *sets, encoder=tmp_path / "pre")
+    encoder, _ = load_encoder(tmp_path / "pre")
+    tagger, _ = load_tagger(tmp_path / "fine")
+    moved = [
+        not torch.equal(tensor, tagger.encoder.state_dict()[name])
+        for name, tensor in encoder.named_parameters()
+    ]
+    assert all(moved)
+
+
+def test_fine_tuning_fits_the_clips_it_sees_and_evaluation_says_so(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    sets = ["train.steps=80", "data.batch_size=8", "optim.lr=2e-3", "model.overrides.dropout=0.0"]
+    run_finetune(data, tmp_path / "fine", quiet, *sets)
+    metrics, _ = evaluate(tmp_path / "fine", data.folder, device=CPU)
+    assert metrics.accuracy is not None
+    assert metrics.accuracy > 0.6
+    assert metrics.n_samples == len(data)
+
+
+def test_evaluation_scores_every_clip_once_in_order(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "fine", quiet)
+    tagger, card = load_tagger(tmp_path / "fine")
+    found = predict(tagger, card, data)
+    assert list(found.keys) == [key.decode() for key in data.index.keys()]
+    assert found.scores.shape == (len(data), len(data.manifest.label_names))
+    np.testing.assert_allclose(found.scores.sum(1), 1, rtol=1e-5)
+    for row in range(len(data)):
+        assert np.flatnonzero(found.labels[row]).tolist() == data.index.labels(row).tolist()
+
+
+def test_validation_keeps_the_best_checkpoint(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    sets = [*SMALL, "train.steps=8", "train.validate_every=2", "train.keep_last=1"]
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
+    out = tmp_path / "fine"
+    finetune(recipe, data.folder, out, device=CPU, console=quiet, valid=data.folder)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    valid = {line["step"]: line["valid/accuracy"] for line in lines if "valid/accuracy" in line}
+    assert sorted(valid) == [2, 4, 6, 8]
+    best = max(valid, key=lambda step: (valid[step], -step))
+    assert (out / "checkpoints" / f"step-{best:06d}").is_dir()
+
+
+def test_single_label_training_refuses_clips_with_other_numbers_of_labels(
+    small_dataset: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    small_dataset.index.label_indptr[1:] += 0  # the set is fine as it is …
+    unlabelled = tmp_path / "unlabelled"
+    shutil.copytree(small_dataset.folder, unlabelled)
+    manifest = json.loads((unlabelled / "dataset.json").read_text())
+    (unlabelled / "dataset.json").write_text(json.dumps(manifest | {"label_names": []}))
+    recipe = load_recipe("demo-finetune", FinetuneRecipe)
+    with pytest.raises(DatasetError, match="has no labels"):
+        finetune(recipe, unlabelled, tmp_path / "fine", device=CPU, console=quiet)
+    assert not (tmp_path / "fine").exists()
+
+
+def test_a_model_of_other_features_is_refused(
+    data: Dataset, recordings: Path, tmp_path: Path, quiet: Console
+) -> None:
+    from melstream.shards.spec import PRESETS
+    from melstream.tools.build import build
+    from melstream.tools.build_plan import PlanSettings, make_plan
+    from melstream.tools.corpora import folder
+
+    settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
+    plan = make_plan(folder.scan(recordings / "eval"), settings)
+    build(plan, tmp_path / "kaldi", n_jobs=1, report=lambda done, note: None)
+    run_finetune(data, tmp_path / "fine", quiet, "train.steps=3")
+    with pytest.raises((ValueError, DatasetError), match="n_mels"):
+        evaluate(tmp_path / "fine", tmp_path / "kaldi", device=CPU)
+
+
+def test_the_wrong_kind_of_model_is_refused(data: Dataset, tmp_path: Path, quiet: Console) -> None:
+    run_pretrain(data, tmp_path / "pre", quiet)
+    with pytest.raises(DatasetError, match="holds a encoder|holds an encoder"):
+        evaluate(tmp_path / "pre", data.folder, device=CPU)
+    with pytest.raises(DatasetError, match="no model at"):
+        evaluate(tmp_path / "nothing", data.folder, device=CPU)

@@ -1,0 +1,93 @@
+"""What a corpus gives: a listing of clips, before any audio is opened."""
+
+import importlib
+import pkgutil
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+IGNORED = {
+    "unlisted": "audio files the metadata does not name",
+    "duplicate": "further files of a clip that was found already",
+    "mistimed": "files whose name says another part of the recording",
+}
+"""Why an audio file belongs to no clip, and what each word means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip of a corpus, on disk or missing.
+
+    Args:
+        key: the sample's key, unique in the listing; see ``melstream.shards.keys``.
+        path: the audio file; None where the corpus lists the clip and no file is there.
+        labels: sorted indices into ``Listing.label_names``; empty where unlabelled.
+        source: path relative to the root of the corpus, with ``/``; the corpus's own
+            id where the file is missing.
+        start_s: where the clip starts in its original recording, in seconds, by the
+            metadata.
+        duration_s: expected duration in seconds, by the metadata; None where unknown.
+    """
+
+    key: str
+    path: Path | None
+    labels: tuple[int, ...]
+    source: str
+    start_s: float | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All clips of a corpus, and what was found beside them.
+
+    Args:
+        clips: sorted by key.
+        label_names: one name per class; a label is an index into it.
+        label_ids: the corpus's own id per class (AudioSet: the mid), where it has them.
+        n_unlisted: audio files that the metadata does not name.
+        n_duplicates: further files of a clip that was found already.
+        n_mistimed: files of a listed recording whose name says another part of it.
+
+    Raises:
+        ValueError: two clips share a key, or the clips are not sorted.
+    """
+
+    clips: tuple[Clip, ...]
+    label_names: tuple[str, ...]
+    label_ids: tuple[str, ...] | None
+    n_unlisted: int
+    n_duplicates: int = 0
+    n_mistimed: int = 0
+
+    @property
+    def n_ignored(self) -> dict[str, int]:
+        """Files that belong to no clip, by kind; only kinds that occur."""
+        counts = (self.n_unlisted, self.n_duplicates, self.n_mistimed)
+        return {kind: count for kind, count in zip(IGNORED, counts, strict=True) if count}
+
+    def __post_init__(self) -> None:
+        """Check the order, and with it that every key is unique."""
+        for one, other in pairwise(self.clips):
+            if one.key == other.key:
+                raise ValueError(
+                    f"keys must be unique, found {one.key!r} for both {one.source!r} and "
+                    f"{other.source!r}; rename one of the files"
+                )
+            if one.key > other.key:
+                raise ValueError(f"clips must be sorted, found {one.key!r} before {other.key!r}")
+
+
+def find_corpora() -> dict[str, ModuleType]:
+    """Import every corpus: each module beside this one that defines ``scan``.
+
+    >>> sorted(find_corpora())[:2]
+    ['audioset', 'folder']
+    """
+    assert __package__
+    package = sys.modules[__package__]
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    modules = {name: importlib.import_module(f"{__package__}.{name}") for name in sorted(names)}
+    return {name: module for name, module in modules.items() if hasattr(module, "scan")}

@@ -1,0 +1,64 @@
+"""Finding the audio files below a folder, in an order that the file system does not decide."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# fmt: off
+AUDIO_SUFFIXES = frozenset((
+    "3gp", "aac", "ac3", "aif", "aifc", "aiff", "amr", "au", "caf", "flac", "g722", "m4a", "m4b",
+    "mka", "mkv", "mov", "mp2", "mp3", "mp4", "oga", "ogg", "opus", "rf64", "snd", "w64", "wav",
+    "wave", "webm", "wma",
+))
+# fmt: on
+"""What an audio file's name ends in, in lower case, without the dot."""
+
+
+def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
+    """Find every audio file under ``root``, at any depth.
+
+    Names that start with a dot are skipped. Links to files and folders are
+    followed; a folder that contains itself through a link is entered once.
+
+    Args:
+        root: the folder to search.
+
+    Yields:
+        source: the path relative to ``root``, with ``/``.
+        path: the file, or None where a link leads nowhere.
+
+    Raises:
+        ValueError: ``root`` is not a folder, or holds no audio file at all.
+    """
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise ValueError(f"the source must be a folder of audio files, found {found} at {root}")
+    none_found = True
+    for source, is_file in _walk(str(root), "", frozenset()):
+        none_found = False
+        yield source, root / source if is_file else None
+    if none_found:
+        raise ValueError(
+            f"found no audio file under {root}; looked at every depth, but for hidden names, "
+            f"for .{' .'.join(sorted(AUDIO_SUFFIXES))}"
+        )
+
+
+def _walk(
+    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, bool]]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        return
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
+        elif entry.name.rpartition(".")[2].lower() in AUDIO_SUFFIXES:
+            is_file = entry.is_file()
+            if is_file or entry.is_symlink():
+                yield prefix + entry.name, is_file

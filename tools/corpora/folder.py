@@ -1,0 +1,139 @@
+"""Folder: any audio files, the class of each named by its folder.
+
+Content: whatever you have; one class per file, or none.
+Size: any.
+Licence: yours.
+Origin: your disk.
+Layout: ``SOURCE/<class>/**/<any name>.<wav, flac, mp3 …>``. The first folder level is the
+    class, deeper levels are free. Audio directly in ``SOURCE`` and no folder beside it:
+    the files have no labels. ``--unlabelled`` takes every file at any depth without one.
+Papers: none.
+"""
+
+import difflib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...shards.keys import make_key
+from .corpus import Clip, Listing
+from .files import find_audio
+
+_N_NAMED = 5  # at most so many names in one message
+
+
+def scan(
+    source: Path,
+    *,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class names, one a line, in the order of their indices, so that several data "
+            "sets share one list. Without it: the class folders, sorted.",
+            metavar="FILE",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Take every file, at any depth, without a label.")
+    ] = False,
+) -> Listing:
+    """List the audio files under a folder; the first folder level is the class.
+
+    A key is made from the relative path without its suffix; files that differ by
+    their suffix only keep it.
+
+    Args:
+        source: the folder that holds one folder per class.
+        labels: text file with one class name per line; a class folder that it does
+            not name is an error.
+        unlabelled: ignore the folders: no clip has a label.
+
+    Returns:
+        listing: one clip per audio file.
+
+    Raises:
+        ValueError: no audio; files with and files without a class folder; a class
+            folder that is not in ``labels``; ``labels`` together with ``unlabelled``.
+    """
+    if labels is not None and unlabelled:
+        raise ValueError("`--labels` and `--unlabelled` exclude each other; leave one out")
+    files = dict(find_audio(source))
+    is_labelled = not unlabelled and (labels is not None or any("/" in name for name in files))
+    label_names = _label_names(files, source, labels) if is_labelled else ()
+    index = {name: number for number, name in enumerate(label_names)}
+    n_same_stem = Counter(map(_stem, files))
+    clips = [
+        Clip(
+            key=make_key(_stem(name) if n_same_stem[_stem(name)] == 1 else name),
+            path=path,
+            labels=(index[_class_name(name)],) if is_labelled else (),
+            source=name,
+        )
+        for name, path in files.items()
+    ]
+    clips.sort(key=lambda clip: clip.key)
+    return Listing(clips=tuple(clips), label_names=label_names, label_ids=None, n_unlisted=0)
+
+
+def _label_names(
+    files: dict[str, Path | None], source: Path, labels: Path | None
+) -> tuple[str, ...]:
+    loose = [name for name in files if "/" not in name]
+    if loose:
+        raise ValueError(
+            f"every file must stand in a class folder, found {len(loose)} of {len(files)} directly "
+            f"in {source}, such as {loose[0]!r}; move them, or take all files without labels with "
+            "`--unlabelled`"
+        )
+    found = set(map(_class_name, files))
+    if labels is None:
+        return tuple(sorted(found))
+    label_names = _read_labels(labels)
+    unknown = sorted(found - set(label_names))
+    if unknown:
+        raise ValueError(
+            f"every class folder in {source} must be named in {labels} ({len(label_names)} names), "
+            f"found {_describe(unknown, label_names)}; rename the folder or add a line"
+        )
+    return label_names
+
+
+def _describe(unknown: list[str], label_names: tuple[str, ...]) -> str:
+    described = []
+    for name in unknown[:_N_NAMED]:
+        close = difflib.get_close_matches(name, label_names)
+        described.append(
+            f"{name!r} (close: {', '.join(map(repr, close))})" if close else repr(name)
+        )
+    rest = len(unknown) - _N_NAMED
+    return ", ".join(described) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise ValueError(
+            f"`--labels` must be a text file with one class name a line, found no {path}"
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    first_line: dict[str, int] = {}
+    for number, name in enumerate(lines, start=1):
+        if name and name in first_line:
+            raise ValueError(
+                f"{path}, line {number}: every class name must stand once, found {name!r} on line "
+                f"{first_line[name]} too"
+            )
+        if name:
+            first_line[name] = number
+    if not first_line:
+        raise ValueError(f"{path} must hold one class name a line, found none")
+    return tuple(first_line)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _class_name(name: str) -> str:
+    return name.partition("/")[0]

@@ -1,0 +1,140 @@
+"""``melstream demo``: the whole story on the recordings that ship, through the verbs' own functions.
+
+    build train, eval -> inspect -> pre-train -> fine-tune (pre-trained, from scratch) -> evaluate
+
+Run again, it finds everything there and only prints the results.
+"""
+
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+
+from ..model.metrics import TaggingMetrics, tagging_metrics
+from ..shards.dataset import Dataset, open_dataset
+from ..shards.spec import PRESETS
+from .build import build
+from .build_plan import PlanSettings, make_plan
+from .build_report import print_report
+from .corpora import folder as folder_corpus
+from .evaluate import evaluate
+from .finetune import finetune
+from .inspect import describe, print_description
+from .pretrain import pretrain
+from .progress import progress
+from .recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+
+PRETRAIN_RECIPE = "demo-pretrain"
+FINETUNE_RECIPE = "demo-finetune"
+
+
+def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -> None:
+    """Tell the whole story.
+
+    Args:
+        out: folder for shards and runs.
+        source: folder with ``train/<class>/`` and ``eval/<class>/``; None takes the
+            recordings that ship.
+        n_jobs: processes that build.
+        console: where it is told.
+    """
+    start = time.monotonic()
+    recordings = source or Path(str(resources.files(__package__) / "recordings"))
+    train, held_out = (
+        _build(recordings / split, out / "shards" / split, n_jobs, console)
+        for split in ("train", "eval")
+    )
+    _title(console, f"melstream inspect {train.folder}")
+    print_description(describe(train), console)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _pretrain(train, out, device, console)
+    for name, encoder in (("pretrained", out / "pretrain"), ("scratch", None)):
+        _finetune(name, encoder, train, out, device, console)
+    _title(console, f"melstream evaluate {out / 'finetune-pretrained'} --data {held_out.folder}")
+    results = {
+        "majority class": majority(train, held_out),
+        "conformer from scratch": evaluate(out / "finetune-scratch", held_out.folder, device=device)[0],
+        "conformer, pre-trained": evaluate(out / "finetune-pretrained", held_out.folder, device=device)[0],
+    }
+    _print_results(results, len(held_out), out, console)
+    console.print(f"done in {time.monotonic() - start:.0f} s", highlight=False)
+
+
+def majority(train: Dataset, held_out: Dataset) -> TaggingMetrics:
+    """Evaluate what needs no model: score every clip by the training set's class shares.
+
+    Returns:
+        the metrics on ``held_out``, whose classes are those of ``train``.
+    """
+    n_classes = len(train.manifest.label_names)
+    counts = np.bincount(train.index.label_ids, minlength=n_classes)
+    scores = np.tile((counts / counts.sum()).astype(np.float32), (len(held_out), 1))
+    labels = np.zeros((len(held_out), n_classes), bool)
+    rows = np.repeat(np.arange(len(held_out)), np.diff(held_out.index.label_indptr))
+    labels[rows, held_out.index.label_ids] = True
+    return tagging_metrics(scores, labels, "single_label")
+
+
+def _build(source: Path, out: Path, n_jobs: int, console: Console) -> Dataset:
+    _title(console, f"melstream build folder {source.parent.name}/{source.name} --out {out}")
+    settings = PlanSettings(corpus="folder", features=PRESETS["conformer64"])
+    plan = make_plan(folder_corpus.scan(source), settings)
+    with progress("building", plan.n_clips, console) as report:
+        print_report(build(plan, out, n_jobs=n_jobs, report=report), console)
+    return open_dataset(out)
+
+
+def _pretrain(train: Dataset, out: Path, device: torch.device, console: Console) -> None:
+    run = out / "pretrain"
+    _title(console, f"melstream pretrain {PRETRAIN_RECIPE} --data {train.folder} --out {run}")
+    recipe = load_recipe(PRETRAIN_RECIPE, PretrainRecipe)
+    result = pretrain(recipe, train.folder, run, device=device, console=console, resume=True)
+    if result.figures:
+        console.print(
+            f"contrastive accuracy {result.figures['accuracy']:.1%} among "
+            f"{recipe.mask.n_distractors} distractors, {result.wall_s:.0f} s",
+            highlight=False,
+        )
+
+
+def _finetune(
+    name: str,
+    encoder: Path | None,
+    train: Dataset,
+    out: Path,
+    device: torch.device,
+    console: Console,
+) -> None:
+    run = out / f"finetune-{name}"
+    from_where = f" --encoder {encoder}" if encoder else ""
+    _title(console, f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}")
+    recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe)
+    finetune(
+        recipe, train.folder, run, device=device, console=console, encoder_path=encoder, resume=True
+    )
+
+
+def _print_results(
+    results: dict[str, TaggingMetrics], n_clips: int, out: Path, console: Console
+) -> None:
+    table = Table("", "accuracy", "mAP", "mAUC", title=f"{n_clips} held-out recordings", title_justify="left")
+    for name, metrics in results.items():
+        summary = metrics.summary()
+        table.add_row(name, *(f"{summary[column]:.3f}" for column in ("accuracy", "mAP", "mAUC")))
+    console.print(table)
+    for what, path in (
+        ("shards", out / "shards"),
+        ("encoder", out / "pretrain" / "model"),
+        ("tagger", out / "finetune-pretrained" / "model"),
+        ("curves", f"tensorboard --logdir {out}"),
+    ):
+        console.print(f"{what:8} {path}", highlight=False, markup=False)
+
+
+def _title(console: Console, command: str) -> None:
+    console.print(Rule(f"[bold]{command}", align="left"))

@@ -1,0 +1,126 @@
+"""``melstream evaluate``: a tagger is measured on a data set, each clip exactly once."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..model.metrics import TaggingMetrics, tagging_metrics
+from ..model.tagger import Tagger
+from ..pipeline.loader import Loader, LoaderConfig
+from ..pipeline.order import EvaluationOrder
+from ..shards.dataset import Dataset, open_dataset
+from ..shards.files import write_bytes
+from .model_folder import ModelCard, load_tagger, require_features
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Scores and truth of every clip of a data set.
+
+    Shape:
+        scores float32 (n, n_classes), labels bool (n, n_classes), keys n strings.
+    """
+
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.bool_]
+    keys: tuple[str, ...]
+
+    def metrics(self, task: str) -> TaggingMetrics:
+        """Return mAP, mAUC, d-prime, accuracy and the figures per class."""
+        return tagging_metrics(self.scores, self.labels, task)
+
+
+@torch.inference_mode()
+def predict(tagger: Tagger, card: ModelCard, dataset: Dataset) -> Predictions:
+    """Score every clip of a data set once, whole.
+
+    Args:
+        tagger: the model, on its device; left in evaluation mode.
+        card: its label names and features.
+        dataset: what to score; its classes must be among the model's.
+
+    Raises:
+        ValueError: features or classes do not fit the model.
+    """
+    require_features(card, dataset.manifest, str(dataset.folder))
+    device = next(tagger.parameters()).device
+    order = EvaluationOrder(len(dataset), BATCH_SIZE)
+    config = LoaderConfig(stride=card.encoder.stride)
+    loader = Loader(dataset, order, config, label_names=card.label_names)
+    tagger.eval()
+    scores, labels, keys = [], [], []
+    for batch in loader.batches(0, order.steps_per_epoch):
+        is_real = batch.rows >= 0
+        moved = batch.to(device)
+        logits = tagger(moved.logmel, moved.n_frames)
+        scores.append(tagger.scores(logits).float().cpu()[is_real])
+        assert batch.labels is not None
+        labels.append(batch.labels[is_real])
+        keys += [key for key in batch.keys if key]
+    return Predictions(
+        torch.cat(scores).numpy(), torch.cat(labels).numpy().astype(bool), tuple(keys)
+    )
+
+
+def evaluate(model: Path, data: Path, *, device: torch.device) -> tuple[TaggingMetrics, ModelCard]:
+    """Evaluate a fine-tuned model on a data set.
+
+    Args:
+        model: run or model folder of ``melstream finetune``.
+        data: a labelled data set.
+        device: where to compute.
+    """
+    tagger, card = load_tagger(model)
+    assert card.tagger is not None
+    predictions = predict(tagger.to(device), card, open_dataset(data))
+    return predictions.metrics(card.tagger.task), card
+
+
+def as_json(metrics: TaggingMetrics, card: ModelCard) -> dict[str, Any]:
+    """Return the figures of an evaluation as plain data, classes by name."""
+    recall = [None] * metrics.n_classes if metrics.recall is None else metrics.recall
+    columns = (metrics.n_positives, metrics.average_precision, metrics.auc, recall)
+    classes = [
+        {"label": name, "n_positives": int(n), "ap": _or_none(ap), "auc": _or_none(auc), "recall": _or_none(r)}
+        for name, n, ap, auc, r in zip(card.label_names, *columns, strict=True)
+    ]
+    return {"n_clips": metrics.n_samples, **metrics.summary(), "classes": classes}
+
+
+def _or_none(value: float | None) -> float | None:
+    """Turn NaN, a figure that is not defined, into JSON's null."""
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def write_report(path: Path, metrics: TaggingMetrics, card: ModelCard) -> None:
+    """Write the figures to a JSON file."""
+    write_bytes(path, (json.dumps(as_json(metrics, card), indent=1) + "\n").encode())
+
+
+def print_metrics(metrics: TaggingMetrics, card: ModelCard, console: Console, top: int) -> None:
+    """Print the figures, and the classes from the weakest to the best."""
+    summary = "  ".join(f"{name} {_figure(value)}" for name, value in metrics.summary().items())
+    console.print(summary, highlight=False)
+    rows = as_json(metrics, card)["classes"]
+    measured = [row for row in rows if row["ap"] is not None]
+    measured.sort(key=lambda row: row["ap"])
+    table = Table("class", "clips", "AP", "AUC", "recall", title="per class, weakest first")
+    for row in measured[:top]:
+        figures = [_figure(row[name]) for name in ("ap", "auc", "recall")]
+        table.add_row(row["label"], str(row["n_positives"]), *figures)
+    console.print(table)
+
+
+def _figure(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,146 @@
+"""``melstream finetune``: an encoder and a new head learn labels."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..model.encoder import AudioEncoder
+from ..model.optim import parameter_groups
+from ..model.tagger import Tagger
+from ..pipeline.loader import Batch, Loader
+from ..shards.dataset import Dataset, open_dataset
+from ..shards.errors import DatasetError
+from .evaluate import predict
+from .model_folder import ModelCard, load_encoder, require_features, write_model
+from .pretrain import band_statistics, run_config, training_crops, training_order
+from .recipe import FinetuneRecipe
+from .run_folder import MODEL_NAME, claim_run
+from .training import Learner, Result, Trainer
+
+HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
+
+
+def finetune(
+    recipe: FinetuneRecipe,
+    data: Path,
+    out: Path,
+    *,
+    device: torch.device,
+    console: Console,
+    encoder_path: Path | None = None,
+    valid: Path | None = None,
+    resume: bool = False,
+) -> Result:
+    """Fine-tune a tagger.
+
+    Args:
+        recipe: all of the run.
+        data: the labelled data set.
+        out: folder of the run; ``out/model`` holds the tagger at the end.
+        device: where to train.
+        console: where progress is shown.
+        encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
+        valid: data set to validate on every ``train.validate_every`` steps.
+        resume: go on from the last checkpoint in ``out``.
+
+    Raises:
+        ValueError: the recipe and the data set do not fit.
+        DatasetError: no data set, no labels, no encoder, or ``out`` holds another run.
+    """
+    dataset = open_dataset(data)
+    _require_labels(dataset, recipe.tagger.task)
+    held_out = None if valid is None else open_dataset(valid)
+    torch.manual_seed(recipe.train.seed)
+    encoder, history = _body(recipe, dataset, encoder_path)
+    label_names = dataset.manifest.label_names
+    tagger = Tagger(encoder, recipe.tagger, len(label_names)).to(device)
+    order = training_order(dataset, recipe.data, seed=recipe.train.seed, console=console)
+    crops = training_crops(
+        recipe.data,
+        dataset.manifest.features,
+        stride=encoder.config.stride,
+        mask=None,
+        seed=recipe.train.seed,
+    )
+    card = ModelCard(
+        kind="tagger",
+        encoder=encoder.config,
+        features=dataset.manifest.features,
+        crop_s=recipe.data.crop_s,
+        tagger=recipe.tagger,
+        label_names=label_names,
+        trained_on=(*history, dataset.manifest.fingerprint),
+        steps=recipe.train.steps,
+    )
+    config = run_config(recipe.model_dump(mode="json"), dataset) | {"trained_on": card.trained_on}
+    claim_run(out, config, resume=resume)
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        return {"loss": tagger.loss(tagger(batch.logmel, batch.n_frames), batch.labels)}
+
+    def validate() -> dict[str, float]:
+        assert held_out is not None
+        return predict(tagger, card, held_out).metrics(recipe.tagger.task).summary()
+
+    learner = Learner(
+        tagger,
+        _groups(tagger, recipe),
+        losses,
+        validate=None if held_out is None else validate,
+        metric=HEADLINE[recipe.tagger.task],
+    )
+    trainer = Trainer(
+        learner,
+        order,
+        Loader(dataset, order, crops),
+        train=recipe.train,
+        optim=recipe.optim,
+        folder=out,
+        meta=config,
+        console=console,
+    )
+    result = trainer.run("fine-tuning", resume=resume)
+    if result.is_complete:
+        write_model(out / MODEL_NAME, tagger.state_dict(), card)
+    return result
+
+
+def _body(
+    recipe: FinetuneRecipe, dataset: Dataset, path: Path | None
+) -> tuple[AudioEncoder, tuple[str, ...]]:
+    """Return the encoder and the data sets it has learnt from."""
+    if path is None:
+        encoder = AudioEncoder(recipe.model.encoder_config(dataset.manifest.features.n_mels))
+        encoder.normalizer.set_statistics(*band_statistics(dataset))
+        return encoder, ()
+    encoder, card = load_encoder(path)
+    require_features(card, dataset.manifest, str(dataset.folder))
+    return encoder, card.trained_on
+
+
+def _groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, object]]:
+    """Head and body at their own rates; the body rests during the first steps."""
+    decay = recipe.optim.weight_decay
+    body = parameter_groups(tagger.encoder, recipe.optim.lr, decay)
+    head = parameter_groups(tagger.head, recipe.finetune.head_lr, decay)
+    return head + [g | {"frozen_steps": recipe.finetune.freeze_body_steps} for g in body]
+
+
+def _require_labels(dataset: Dataset, task: str) -> None:
+    """Refuse a data set that cannot teach the task."""
+    if not dataset.manifest.label_names:
+        raise DatasetError(f"{dataset.folder} has no labels; build it from a labelled corpus")
+    if task != "single_label":
+        return
+    counts = np.diff(dataset.index.label_indptr)
+    if (counts != 1).any():
+        row = int(np.flatnonzero(counts != 1)[0])
+        raise DatasetError(
+            f'tagger.task = "single_label" needs one label per clip, {int((counts != 1).sum())} of '
+            f"{len(counts)} clips have another number (first: {dataset.key(row)}, {counts[row]}); "
+            'use "multi_label"'
+        )

@@ -1,0 +1,78 @@
+"""A model on disk: weights, and the card that says how to build and feed it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..model.checkpoint import load_model_file, save_model
+from ..model.encoder import AudioEncoder, EncoderConfig
+from ..model.tagger import Tagger, TaggerConfig
+from ..shards.errors import DatasetError
+from ..shards.manifest import Manifest
+from ..shards.spec import FeatureSpec
+from .run_folder import MODEL_NAME
+
+
+class ModelCard(BaseModel):
+    """``model.json``: what the weights beside it belong to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["encoder", "tagger"]
+    encoder: EncoderConfig
+    features: FeatureSpec = Field(description="the log-mels the model was trained on")
+    crop_s: float = Field(description="length of the training crops, in seconds")
+    tagger: TaggerConfig | None = None
+    label_names: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = Field(description="fingerprints of the training sets, in order")
+    steps: int = Field(description="updates of the last training")
+
+
+def write_model(folder: Path, state: dict[str, Any], card: ModelCard) -> None:
+    """Write the final model of a run."""
+    save_model(folder, state, card.model_dump(mode="json"))
+
+
+def load_encoder(path: Path) -> tuple[AudioEncoder, ModelCard]:
+    """Load a pre-trained encoder from a run folder or a model folder.
+
+    Raises:
+        DatasetError: there is no model, or it is not an encoder.
+    """
+    state, card = _read(path)
+    if card.kind != "encoder":
+        raise DatasetError(f"{path} holds a {card.kind}, an encoder is needed: a run of 'melstream pretrain'")
+    encoder = AudioEncoder(card.encoder)
+    encoder.load_state_dict(state)
+    return encoder, card
+
+
+def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
+    """Load a fine-tuned tagger from a run folder or a model folder.
+
+    Raises:
+        DatasetError: there is no model, or it is not a tagger.
+    """
+    state, card = _read(path)
+    if card.kind != "tagger" or card.tagger is None:
+        raise DatasetError(f"{path} holds a {card.kind}, a tagger is needed: a run of 'melstream finetune'")
+    tagger = Tagger(AudioEncoder(card.encoder), card.tagger, len(card.label_names))
+    tagger.load_state_dict(state)
+    return tagger, card
+
+
+def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
+    """Refuse a data set whose log-mels are not those the model knows."""
+    card.features.require_same(manifest.features, where)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
+    folder = path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
+    if not folder.is_dir():
+        raise DatasetError(f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'")
+    saved = load_model_file(folder)
+    try:
+        return saved.model_state, ModelCard.model_validate(saved.card)
+    except ValidationError as error:
+        raise DatasetError(f"{folder / 'model.json'} is not a model card: {error}") from error

@@ -1,0 +1,199 @@
+"""Recipes: what a training run is, as TOML, checked before any work starts.
+
+    melstream pretrain demo-pretrain --data shards/train --out runs/pretrain --set optim.lr=3e-4
+
+A recipe is a packaged name or a path. An unknown key is an error that lists the valid ones.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..model.encoder import PRESETS, EncoderConfig
+from ..model.optim import OptimConfig
+from ..model.tagger import TaggerConfig
+from ..pipeline.masks import MaskConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """``[data]``: what a batch is made of."""
+
+    batch_size: int = Field(ge=1, description="samples per step over all processes")
+    crop_s: float = Field(gt=0, description="length of a random crop, in seconds")
+    min_s: float = Field(
+        default=0.0, ge=0, description="clips shorter than this are left out, in seconds"
+    )
+    n_streams: int = Field(default=64, ge=1, description="ranges of the data set read side by side")
+    shuffle_bytes: int = Field(default=2**30, ge=1, description="bytes the shuffle may hold")
+    tail: Literal["drop", "wrap"] = Field(
+        default="drop", description="what happens to the last, short batch of an epoch"
+    )
+
+
+class ModelConfig(_Section):
+    """``[model]``: the encoder, a preset with changes."""
+
+    preset: str = Field(default="cf-s", description=f"one of {', '.join(PRESETS)}")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the encoder that differ from the preset"
+    )
+
+    def encoder_config(self, n_mels: int) -> EncoderConfig:
+        """Return the encoder for a data set with this many mel bands.
+
+        Raises:
+            ValueError: no such preset, or no such field.
+        """
+        if self.preset not in PRESETS:
+            raise ValueError(
+                f"`model.preset` must be one of {', '.join(PRESETS)}, found {self.preset!r}"
+            )
+        fields = PRESETS[self.preset].model_dump() | self.overrides | {"n_mels": n_mels}
+        return _validate(EncoderConfig, fields, where="model.overrides")
+
+
+class ObjectiveConfig(_Section):
+    """``[objective]``: what pre-training learns from."""
+
+    name: str = Field(default="wav2vec2", description="one of melstream.model.objectives")
+    options: dict[str, Any] = Field(default_factory=dict, description="its own fields")
+
+
+class TrainConfig(_Section):
+    """``[train]``: how long, how often, on what."""
+
+    steps: int = Field(ge=1, description="optimiser updates")
+    seed: int = Field(default=0, ge=0, description="of weights, order, crops, masks and dropout")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16 = autocast; softmax and loss stay float32"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between log entries")
+    validate_every: int = Field(default=0, ge=0, description="steps; 0 = at the end only")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps")
+    keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best")
+
+
+class PretrainRecipe(_Section):
+    """All of a pre-training run."""
+
+    data: DataConfig
+    mask: MaskConfig = MaskConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig
+    train: TrainConfig
+
+
+class FinetuneConfig(_Section):
+    """``[finetune]``: how the pre-trained body is treated."""
+
+    head_lr: float = Field(gt=0, description="learning rate of the new head; optim.lr is the body's")
+    freeze_body_steps: int = Field(default=0, ge=0, description="first steps that train the head only")
+
+
+class FinetuneRecipe(_Section):
+    """All of a fine-tuning run; ``[model]`` counts only when training from scratch."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    tagger: TaggerConfig = TaggerConfig()
+    finetune: FinetuneConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+RecipeT = TypeVar("RecipeT", bound=BaseModel)
+
+
+def packaged_recipes() -> dict[str, str]:
+    """Return the recipes that ship: name -> TOML text."""
+    folder = resources.files(__package__) / "recipes"
+    files = (file for file in folder.iterdir() if file.name.endswith(".toml"))
+    return {file.name.removesuffix(".toml"): file.read_text() for file in files}
+
+
+def load_recipe(name: str, schema: type[RecipeT], overrides: Sequence[str] = ()) -> RecipeT:
+    """Read a recipe and apply ``--set`` overrides.
+
+    Args:
+        name: a packaged recipe, or the path of a TOML file.
+        schema: what it has to be.
+        overrides: ``section.field=value``, values written as in TOML (bare words are strings).
+
+    Raises:
+        ValueError: no such recipe, not TOML, an unknown key, or a value that does not fit.
+    """
+    try:
+        content = tomllib.loads(_recipe_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"recipe {name} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(content, override)
+    return _validate(schema, content, where=f"recipe {name}")
+
+
+def _recipe_text(name: str) -> str:
+    packaged = packaged_recipes()
+    if name in packaged:
+        return packaged[name]
+    if not Path(name).is_file():
+        raise ValueError(
+            f"no recipe {name!r}: give the path of a TOML file, or one of {', '.join(sorted(packaged))}"
+        )
+    return Path(name).read_text()
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise ValueError(f"`--set` takes section.field=value, found {override!r}")
+    *sections, field = path.strip().split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"`--set {override}`: {section!r} is a value, not a section")
+    content[field] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validate(schema: type[RecipeT], content: dict[str, Any], *, where: str) -> RecipeT:
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(schema, e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        raise ValueError(f"{where}: " + "; ".join(problems)) from error
+
+
+def _explain(
+    schema: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str
+) -> str:
+    path = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"`{path}`: {message[0].lower()}{message[1:]}"
+    valid = sorted(_fields_at(schema, location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), valid, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    return f"unknown key `{path}`{hint} (valid keys there: {', '.join(valid)})"
+
+
+def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    for part in location:
+        annotation = schema.model_fields[str(part)].annotation
+        kinds = [annotation, *get_args(annotation)]
+        schema = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(schema.model_fields)

@@ -1,0 +1,60 @@
+"""The folder of a training run: what lies where, and whose it is.
+
+    config.json        the resolved recipe, the data set's fingerprint, the command's inputs
+    checkpoints/       step-000200/ …
+    tensorboard/       scalars
+    metrics.jsonl      the same scalars, one line per entry
+    model/             the final model
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..shards.errors import DatasetError
+from ..shards.files import write_bytes
+
+CONFIG_NAME = "config.json"
+CHECKPOINTS_NAME = "checkpoints"
+TENSORBOARD_NAME = "tensorboard"
+METRICS_NAME = "metrics.jsonl"
+MODEL_NAME = "model"
+
+FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "keep_last")
+"""Fields of ``[train]`` that may differ when a run is resumed: they change no weight."""
+
+
+def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Make a new run folder, or make sure that an old one is the same run.
+
+    Args:
+        folder: where the run's files go.
+        config: everything that decides the run's weights.
+        resume: go on with the run that is there.
+
+    Raises:
+        DatasetError: the folder holds another run, or any run without ``resume``.
+    """
+    path = folder / CONFIG_NAME
+    if path.exists() and not resume:
+        raise DatasetError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+    if path.exists():
+        changed = _differences(json.loads(path.read_bytes()), json.loads(json.dumps(config)))
+        if changed:
+            raise DatasetError(
+                f"{folder} holds another run, it cannot be resumed with these settings "
+                f"({'; '.join(changed)}); use its own, or choose another --out"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _differences(saved: Any, now: Any, path: str = "") -> list[str]:
+    """List where two nested configurations differ, with both values."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = [name for name in sorted(saved.keys() | now.keys()) if name not in FREE_TO_CHANGE]
+        found = [_differences(saved.get(n), now.get(n), f"{path}.{n}".lstrip(".")) for n in names]
+        return [difference for part in found for difference in part]
+    return [] if saved == now else [f"`{path}`: saved {saved!r}, now {now!r}"]
