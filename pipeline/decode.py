@@ -41,6 +41,11 @@ BLOCK_VALUES = 2**22  # 16 MiB of float32: memory follows what is decoded, not w
 UNDECLARED = 2**62  # libsndfile's frame count is about 2**63 where a FLAC leaves it open
 
 
+MIN_SAMPLE_RATE = 1_000
+"""Lowest rate taken for real, in Hz: a header that says 1 Hz would have the resampler make
+thousands of samples of each one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """What a decoder made of a file.
@@ -83,19 +88,30 @@ def decode(path: Path) -> Decoded:
             audio in them), ``undecodable`` (the message holds each decoder's own),
             ``truncated`` or ``not_finite`` (NaN or infinity).
     """
-    if not path.is_file():
-        raise SampleError(f"{path}: an audio file is required, found none", reason="missing")
-    if not path.stat().st_size:
-        raise SampleError(f"{path}: audio is required, found 0 bytes", reason="empty")
+    _require_bytes(path)
     try:
         decoded = _decode(path)
     except OSError as error:
         raise _undecodable(path, str(error)) from error
+    _require_samples(path, decoded)
+    return decoded
+
+
+def _require_bytes(path: Path) -> None:
+    if not path.is_file():
+        raise SampleError(f"{path}: an audio file is required, found none", reason="missing")
+    if not path.stat().st_size:
+        raise SampleError(f"{path}: audio is required, found 0 bytes", reason="empty")
+
+
+def _require_samples(path: Path, decoded: Decoded) -> None:
     if not len(decoded.samples):
         raise SampleError(f"{path}: audio is required, found 0 samples", reason="empty")
+    if decoded.sample_rate < MIN_SAMPLE_RATE:
+        why = f"its sample rate is {decoded.sample_rate} Hz, at least {MIN_SAMPLE_RATE:,} required"
+        raise _undecodable(path, why)
     if not np.isfinite([decoded.samples.min(), decoded.samples.max()]).all():
         raise SampleError(f"{path}: finite samples required, found NaN or inf", reason="not_finite")
-    return decoded
 
 
 def _decode(path: Path) -> Decoded:

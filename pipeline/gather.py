@@ -50,7 +50,9 @@ def gather(
     if not out.flags.c_contiguous or not len(addresses) == len(sizes) == len(out):
         raise ValueError(f"`out` must be C order with one row per sample ({len(sizes)} samples)")
     if sizes.size and not 0 <= sizes.min() <= sizes.max() <= row_bytes:
-        raise ValueError(f"`sizes` must be in 0..{row_bytes} bytes, found {sizes.min()}..{sizes.max()}")
+        raise ValueError(
+            f"`sizes` must be in 0..{row_bytes} bytes, found {sizes.min()}..{sizes.max()}"
+        )
     _gather(addresses, sizes, out.reshape(-1).view(np.uint8), row_bytes)
 
 
@@ -87,5 +89,5 @@ def _gather(addresses, sizes, out, row_bytes):
     base = np.uint64(out.ctypes.data)
     for b in range(len(addresses)):
         first = b * row_bytes
-        _copy_bytes(base + np.uint64(first), addresses[b], sizes[b])
+        _copy_bytes(base + np.uint64(first), addresses[b], sizes[b])  # pyright: ignore[reportCallIssue]
         out[first + sizes[b] : first + row_bytes] = 0

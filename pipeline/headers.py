@@ -65,9 +65,8 @@ def _chunk_end(file: BinaryIO, audio_id: bytes, order: Literal["little", "big"])
     for _ in range(MAX_CHUNKS):
         chunk_id, size = file.read(4), int.from_bytes(file.read(4), order)
         start = file.tell()
-        if (
-            chunk_id == b"ds64"
-        ):  # RF64 (EBU Tech 3306, section 3): the size that 32 bits cannot hold
+        # RF64 keeps the size that 32 bits cannot hold in a chunk of its own (EBU Tech 3306).
+        if chunk_id == b"ds64":
             data_bytes_64 = int.from_bytes(file.read(16)[8:], order)
         if chunk_id == audio_id:
             is_declared = data_bytes_64 or size < PLACEHOLDER_BYTES

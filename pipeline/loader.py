@@ -1,6 +1,6 @@
 """From a data set and an order to batches of tensors; the one file here that knows torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
@@ -51,7 +51,9 @@ class LoaderConfig(BaseModel):
         description="frames of a random crop, shorter samples are padded; "
         "none = whole samples, padded to the longest of the batch",
     )
-    max_frames: int = Field(default=6_000, ge=1, description="whole samples are cut here, in frames")
+    max_frames: int = Field(
+        default=6_000, ge=1, description="whole samples are cut here, in frames"
+    )
     stride: int = Field(default=4, ge=1, description="frames per latent step of the model")
     mask: MaskConfig | None = Field(default=None, description="none = no masks, no distractors")
     seed: int = Field(default=0, ge=0, description="seed of crops, masks and distractors")
@@ -123,9 +125,9 @@ class Loader:
         names = dataset.manifest.label_names if label_names is None else tuple(label_names)
         self._n_classes = len(names)
         self._label_map = _map_labels(dataset.manifest.label_names, names)
-        self._keys = dataset.index.keys()
+        self._keys = dataset.index.sample_keys()
 
-    def batches(self, first_step: int, last_step: int, *, n_ahead: int = 2) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int, *, n_ahead: int = 2) -> Generator[Batch]:
         """Yield the batches of steps ``first_step`` … ``last_step - 1``, made in a thread.
 
         Raises:
@@ -148,8 +150,11 @@ class Loader:
             mask=mask,
             distractors=distractors,
             rows=torch.from_numpy(rows),
-            keys=tuple(self._keys[row].decode("ascii") if row >= 0 else "" for row in rows),
+            keys=tuple(self._key(row) if row >= 0 else "" for row in rows),
         )
+
+    def _key(self, row: np.int64) -> str:
+        return bytes(self._keys[row]).decode("ascii")
 
     def _draw_keys(
         self, purpose: int, epoch: int, positions: npt.NDArray[np.int64]
@@ -186,7 +191,7 @@ class Loader:
         end = int(index.logmel_offset[row] + index.logmel_size[row])
         data = self._dataset.shard_bytes(shard)
         if not 0 <= end - n_bytes <= end <= len(data):
-            name, key = manifest.shards[shard].name, self._keys[row].decode("ascii")
+            name, key = manifest.shards[shard].name, self._key(row)
             raise ShardError(
                 f"the index places {key} at bytes {end - n_bytes}..{end} of {name}, which has "
                 f"{len(data)}; build the data set again",
@@ -236,7 +241,7 @@ def _map_labels(stored: Sequence[str], wanted: Sequence[str]) -> torch.Tensor:
     unknown = [name for name in stored if name not in places]
     if unknown and wanted:
         raise ValueError(
-            f"the data set has {len(unknown)} classes that the model lacks ({', '.join(unknown[:5])}); "
-            "build it with the label list of the training set"
+            f"the data set has {len(unknown)} classes that the model lacks "
+            f"({', '.join(unknown[:5])}); build it with the label list of the training set"
         )
     return torch.tensor([places.get(name, -1) for name in stored], dtype=torch.int64)

@@ -67,7 +67,9 @@ class TrainingOrder:
         self._shard = index.shard[self._rows]
         self._bytes = (index.logmel_size + index.json_size)[self._rows]
         self.n_samples = len(self._rows)
-        if self.n_samples < config.global_batch_size and (config.tail == "drop" or not self.n_samples):
+        if self.n_samples < config.global_batch_size and (
+            config.tail == "drop" or not self.n_samples
+        ):
             raise ValueError(
                 f"`global_batch_size` must be at most the number of samples ({self.n_samples}), "
                 f'found {config.global_batch_size}; lower it, or set tail = "wrap"'
@@ -156,9 +158,10 @@ class TrainingOrder:
 
     def _lay_out(self, key: np.uint64) -> Rows:
         """Return every place, grouped by shard, the shards in random order."""
-        shards, first, counts = np.unique(self._shard, return_index=True, return_counts=True)
+        shards, first = np.unique(self._shard, return_index=True)
         order = permutation(key, len(shards))
-        return np.concatenate([np.arange(first[s], first[s] + counts[s]) for s in order])
+        places = np.split(np.arange(self.n_samples), first[1:])
+        return np.concatenate([places[s] for s in order])
 
     def _shuffle_windows(self, places: Rows, key: np.uint64) -> Rows:
         """Shuffle one stream inside windows of consecutive samples bounded in bytes."""

@@ -2,13 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(source: Iterator[T], n_ahead: int) -> Iterator[T]:
+def prefetch(source: Iterator[T], n_ahead: int) -> Generator[T]:
     """Yield what ``source`` yields, computed up to ``n_ahead`` items ahead.
 
     The thread ends when the source does, when it raises (the error surfaces here), and when

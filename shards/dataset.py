@@ -95,7 +95,7 @@ class Dataset:
 
     def key(self, row: int) -> str:
         """Return the key of one row."""
-        return self.index.keys()[row].decode("ascii")
+        return bytes(self.index.sample_keys()[row]).decode("ascii")
 
     def _payload(self, row: int, offset: int, size: int) -> bytes:
         data = self.shard_bytes(int(self.index.shard[row]))
@@ -143,7 +143,8 @@ def _map_file(folder: Path, entry: ShardEntry) -> npt.NDArray[np.uint8]:
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise ShardError(
-            f"{path} must have {entry.size_bytes} bytes, found {size}; copy it again, or build it again",
+            f"{path} must have {entry.size_bytes} bytes, found {size}; copy it again, or build it "
+            "again",
             shard=entry.name,
         )
     with path.open("rb") as file:

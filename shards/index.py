@@ -7,7 +7,6 @@ since Zarr 3 specifies no fixed-width string type.
 """
 
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.codecs import ZstdCodec
 
 from .errors import DatasetError
 from .files import TEMPORARY_SUFFIX, sync_folder, sync_tree
@@ -96,7 +96,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.n_frames)
 
-    def keys(self) -> npt.NDArray[np.bytes_]:
+    def sample_keys(self) -> npt.NDArray[np.bytes_]:
         """Return every key, dtype ``S<longest>``, shape (n_samples,)."""
         return key_strings(self.key)
 
@@ -164,10 +164,8 @@ def read_index(folder: Path, *, n_samples: int) -> Index:
     remedy = f"build the data set again, or remove {folder}"
     if not path.is_dir():
         raise DatasetError(f"{folder} has a manifest but no `{INDEX_NAME}`; {remedy}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=zarr.errors.ZarrUserWarning)
-        group = zarr.open_group(store=path, mode="r")
-        arrays = dict(group.arrays())
+    group = zarr.open_group(store=path, mode="r")
+    arrays = dict(group.arrays())
     missing = sorted(set(COLUMNS) - set(arrays))
     if missing:
         raise DatasetError(f"{path} lacks the columns {', '.join(missing)}; {remedy}")
@@ -175,7 +173,8 @@ def read_index(folder: Path, *, n_samples: int) -> Index:
         expected = n_samples + (name == "label_indptr")
         if name in COLUMNS and name != "label_ids" and array.shape[0] != expected:
             raise DatasetError(
-                f"{path}: column `{name}` must have {expected} rows, found {array.shape[0]}; {remedy}"
+                f"{path}: column `{name}` must have {expected} rows, found {array.shape[0]}; "
+                f"{remedy}"
             )
     return Index(group)
 
@@ -189,6 +188,6 @@ def _write_column(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:
         dtype=data.dtype,
         chunks=(CHUNK_ROWS, *data.shape[1:]),
         shards=(CHUNK_ROWS * n_chunks, *data.shape[1:]),
-        compressors=zarr.codecs.ZstdCodec(level=3),
+        compressors=ZstdCodec(level=3),
     )
     array[...] = data

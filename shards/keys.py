@@ -57,10 +57,10 @@ def check_key(key: str) -> None:
     Traceback (most recent call last):
         ...
     ValueError: a key must be 1 to 89 characters of [A-Za-z0-9_-], found \
-'Y--aE2O5G5WE_0.000'; `melstream.shards.make_key` makes one from any name
+'Y--aE2O5G5WE_0.000'; `melstream.shards.keys.make_key` makes one from any name
     """
     if not KEY_PATTERN.fullmatch(key):
         raise ValueError(
             f"a key must be 1 to {MAX_KEY_BYTES} characters of [A-Za-z0-9_-], found {key!r}; "
-            "`melstream.shards.make_key` makes one from any name"
+            "`melstream.shards.keys.make_key` makes one from any name"
         )

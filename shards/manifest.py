@@ -79,7 +79,9 @@ class Manifest(BaseModel):
             )
         total = sum(shard.n_samples for shard in self.shards)
         if total != self.n_samples:
-            raise ValueError(f"`n_samples` must be the sum over shards ({total}), found {self.n_samples}")
+            raise ValueError(
+                f"`n_samples` must be the sum over shards ({total}), found {self.n_samples}"
+            )
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("`shards` names one shard twice")
         for name in ("band_mean", "band_std"):
@@ -119,12 +121,16 @@ def read_manifest(folder: Path) -> Manifest:
             f"({_what_is_there(folder)}); build one with 'melstream build'"
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise DatasetError(f"{path} must be under {MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}")
+        raise DatasetError(
+            f"{path} must be under {MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}"
+        )
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         found = "; ".join(f"`{_dotted(e['loc'])}`: {e['msg']}" for e in error.errors()[:3])
-        raise DatasetError(f"{path} is not a manifest of format version {FORMAT_VERSION}: {found}") from error
+        raise DatasetError(
+            f"{path} is not a manifest of format version {FORMAT_VERSION}: {found}"
+        ) from error
 
 
 def _what_is_there(folder: Path) -> str:

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +102,9 @@ class ShardWriter:
         self._name = name
         self._rows: list[tuple[Sample, _Member, _Member]] = []
         self._file = _HashingFile(file)
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.TarFile(
+            fileobj=cast(BinaryIO, self._file), mode="w", format=tarfile.USTAR_FORMAT
+        )
 
     def close(self) -> None:
         """Write the end of the archive."""
@@ -117,8 +119,8 @@ class ShardWriter:
         check_key(sample.key)
         if sample.logmel.dtype != np.float16 or sample.logmel.ndim != 2:
             raise ValueError(
-                f"`logmel` must be float16 of shape (n_frames, n_mels), found {sample.logmel.dtype} "
-                f"of shape {sample.logmel.shape}"
+                "`logmel` must be float16 of shape (n_frames, n_mels), found "
+                f"{sample.logmel.dtype} of shape {sample.logmel.shape}"
             )
         logmel = self._add(f"{sample.key}.{LOGMEL_FIELD}", _npy(sample.logmel))
         info = self._add(f"{sample.key}.{JSON_FIELD}", sample.info.model_dump_json().encode())

@@ -1,7 +1,8 @@
-"""Fixtures that several test files share: the recordings that ship, and data sets made from them."""
+"""Fixtures that several test files share: the recordings that ship, and data sets of them."""
 
 import gc
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import settings
+from rich.console import Console
+
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.index import concatenate, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
@@ -19,9 +23,12 @@ from melstream.shards.writer import Sample, SampleInfo, write_shard
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.corpora import folder
-from rich.console import Console
 
 SPEC = PRESETS["conformer64"]
+
+# The same examples in each run, and no time limit per example: the machine may be shared.
+settings.register_profile("melstream", deadline=None, derandomize=True)
+settings.load_profile("melstream")
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +113,7 @@ def small_dataset(tmp_path: Path) -> Dataset:
     """60 samples of 20 to 79 frames in 5 shards of unequal size; labels 0, 1, 2 in turn."""
     samples = [make_sample(n, n_frames=20 + n, label_ids=(n % 3,)) for n in range(60)]
     cuts = [0, 7, 20, 32, 51, 60]
-    shards = [samples[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    shards = [samples[a:b] for a, b in itertools.pairwise(cuts)]
     return write_dataset(tmp_path / "small", shards, n_classes=3)
 
 

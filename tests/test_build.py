@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import read_with_webdataset
+
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
@@ -70,7 +71,9 @@ def test_the_shipped_recordings_become_a_whole_data_set(
 def test_plain_webdataset_reads_what_a_build_wrote(built: Callable[[str], Dataset]) -> None:
     dataset = built("eval")
     read = read_with_webdataset(dataset)
-    assert [sample["__key__"] for sample in read] == [k.decode() for k in dataset.index.keys()]
+    assert [sample["__key__"] for sample in read] == [
+        k.decode() for k in dataset.index.sample_keys()
+    ]
     for row, sample in enumerate(read):
         np.testing.assert_array_equal(sample["logmel.npy"], dataset.read_logmel(row))
         names = [dataset.manifest.label_names[i] for i in dataset.index.labels(row)]
@@ -174,7 +177,7 @@ def test_an_output_folder_with_something_else_is_left_alone(corpus: Path, tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
-    with pytest.raises(DatasetError, match="must be new or empty, found thesis.tex"):
+    with pytest.raises(DatasetError, match=r"must be new or empty, found thesis.tex"):
         run(plan_of(corpus), out)
     assert content(out) == {"thesis.tex": b"precious"}
 
@@ -249,7 +252,7 @@ def test_a_corpus_of_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("no audio")
     with pytest.raises(
-        DatasetError, match="not one of 1 clips became a sample \\(1 undecodable\\)"
+        DatasetError, match=r"not one of 1 clips became a sample \(1 undecodable\)"
     ):
         run(plan_of(tmp_path / "corpus"), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()

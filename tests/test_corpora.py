@@ -118,10 +118,12 @@ def test_every_scan_can_become_a_command(corpus: tuple[str, ModuleType]) -> None
     app.command(name)(module.scan)
     result = CliRunner().invoke(app, ["--help"], env={"TERM": "dumb", "COLUMNS": "200"})
     assert result.exit_code == 0
-    for option in keywords:
+    assert "SOURCE" in result.output
+    for option in (source, *keywords):
         (info,) = typing.get_type_hints(module.scan, include_extras=True)[option.name].__metadata__
         assert info.help
-        assert f"--{option.name.replace('_', '-')}" in result.output
+        if option in keywords:
+            assert f"--{option.name.replace('_', '-')}" in result.output
 
 
 def test_every_scan_keeps_the_contract(
@@ -176,6 +178,7 @@ def test_every_scan_says_what_it_looked_for_in_a_folder_without_audio(
     (root / "class").mkdir(parents=True)
     (root / "class" / "notes.txt").touch()
     (root / "class" / ".hidden.wav").touch()
+    (root / "class" / "wav").touch()
     with pytest.raises(ValueError, match=r"found no audio file under .*/empty; .* \.flac .* \.wav"):
         module.scan(root, **options[name])
     with pytest.raises(ValueError, match=r"must be a folder of audio files, found nothing at"):
@@ -282,6 +285,23 @@ def test_wrong_options_are_errors(place: Callable[..., Path], tmp_path: Path) ->
         folder.scan(root, labels=tmp_path / "nowhere.txt")
 
 
+def test_names_that_are_not_utf_8_are_kept_apart_and_can_be_stored(
+    place: Callable[..., Path], recording: Path
+) -> None:
+    root = place("plain/1.wav")
+    for name in (b"t\xe9st/k\xfcl.wav", b"t\xe9st/k\xf6l.wav"):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(recording, path)
+    listing = folder.scan(root)
+    assert listing.label_names == ("plain", r"t\xe9st")
+    assert len(by_key(listing)) == 3
+    for clip in listing.clips:
+        clip.source.encode()  # would raise on a surrogate
+        assert clip.path
+        assert clip.path.is_file()
+
+
 def test_links_are_followed_and_a_loop_ends(place: Callable[..., Path], tmp_path: Path) -> None:
     root = place("dog/1.wav")
     (root / "dog" / "loop").symlink_to(root)
@@ -380,7 +400,7 @@ def test_files_of_another_set_are_an_error(
 ) -> None:
     root = place("other.wav", "-0RWZT-miFs_30.000.wav")
     with pytest.raises(
-        ValueError, match=r"none of the 2 audio files .*segments.csv.* 1 have anoth"
+        ValueError, match=r"none of the 2 audio files .*segments.csv: 1 have an id .* 1 other times"
     ):
         audioset.scan(root, **metadata)
 
@@ -432,6 +452,7 @@ def test_segments_are_read_as_other_programs_save_them(
         ("/m/03v3yw", "/m/0xyz", r"line 5: .* mid of .*classes.csv \(4 classes\), found '/m/0xyz'"),
         ('"/m/09x0r"', '""', "line 6: every label must be a mid of .*, found ''"),
         ("aB_cD-ef_g8", "aB_cD-eF_g8", "line 9: .* 'aB_cD-eF_g8' stands on line 8 too"),
+        (SEGMENTS, "PK\x03\x04 \udcff\udcfe\n", "line 1: a row must hold .*, found 1 fields"),
         (SEGMENTS, HEADER, "segments.csv must list clips, found none"),
     ],
 )
@@ -439,7 +460,8 @@ def test_broken_segments_are_an_error_with_the_line(
     old: str, new: str, message: str, place: Callable[..., Path], metadata: dict[str, Path]
 ) -> None:
     assert old in SEGMENTS
-    metadata["segments"].write_text(SEGMENTS.replace(old, new, 1))
+    text = SEGMENTS.replace(old, new, 1)
+    metadata["segments"].write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=message):
         audioset.scan(place("--PJHxphWEs.wav"), **metadata)
 

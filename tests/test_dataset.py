@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_sample, write_dataset
+
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, SampleError, ShardError
 from melstream.shards.index import COLUMNS, key_bytes, key_strings, read_index

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audio_files import write_soundfile
+
 from melstream.pipeline.headers import is_mpeg_audio, missing_bytes
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (4_000, 1)).astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_sample, write_dataset
+
 from melstream.pipeline.gather import gather, random_starts
 from melstream.pipeline.loader import Batch, Loader, LoaderConfig
 from melstream.pipeline.masks import MaskConfig, count_masked
@@ -64,7 +65,7 @@ def test_labels_are_multi_hot_in_the_order_of_the_model(small_dataset: Dataset) 
 
 
 def test_a_class_that_the_model_lacks_is_refused(small_dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="classes that the model lacks \\(class 1, class 2\\)"):
+    with pytest.raises(ValueError, match=r"classes that the model lacks \(class 1, class 2\)"):
         Loader(small_dataset, EvaluationOrder(60, 8), LoaderConfig(), label_names=("class 0",))
 
 
@@ -122,7 +123,7 @@ def test_a_short_shard_stops_the_loader_with_its_name(small_dataset: Dataset) ->
     path = small_dataset.folder / "train-000002.tar"
     path.write_bytes(path.read_bytes()[:1_000])
     loader = make_loader(small_dataset, MASKED)
-    with pytest.raises(ShardError, match="train-000002.tar must have"):
+    with pytest.raises(ShardError, match=r"train-000002.tar must have"):
         list(loader.batches(0, 7))
 
 
@@ -168,7 +169,7 @@ def test_gather_equals_slices() -> None:
 
 def test_gather_refuses_runs_that_do_not_fit() -> None:
     out = np.zeros((2, 4), np.uint8)
-    with pytest.raises(ValueError, match="`sizes` must be in 0..4 bytes, found 1..5"):
+    with pytest.raises(ValueError, match=r"`sizes` must be in 0..4 bytes, found 1..5"):
         gather(np.zeros(2, np.uint64), np.array([1, 5]), out)
 
 

@@ -11,6 +11,7 @@ import torch
 import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from melstream.pipeline import logmel as module
 from melstream.pipeline.logmel import BLOCK_FRAMES, LogMel, window
 from melstream.pipeline.mel import mel_filters

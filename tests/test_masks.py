@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from melstream.pipeline import masks
 from melstream.pipeline.draws import below, derive_key, draw, draws, permutation
 from melstream.pipeline.masks import MaskConfig, count_masked, draw_distractors, draw_masks

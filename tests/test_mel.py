@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
+
 from melstream.pipeline.mel import hz_to_mel, mel_edges_hz, mel_filters, mel_to_hz
 from melstream.shards.spec import PRESETS, FeatureSpec
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from melstream.pipeline.order import EvaluationOrder, OrderConfig, TrainingOrder
 from melstream.shards.index import Index
 

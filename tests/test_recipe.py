@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from melstream.tools.recipe import (
     FinetuneRecipe,
     PretrainRecipe,
@@ -48,7 +49,7 @@ def test_a_wrong_override_is_explained(override: str, message: str) -> None:
 def test_an_unknown_key_in_a_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(packaged_recipes()["demo-pretrain"].replace("[mask]", "[mask]\nspan = 3"))
-    with pytest.raises(ValueError, match="unknown key `mask.span`.*mask_length"):
+    with pytest.raises(ValueError, match=r"unknown key `mask.span`.*mask_length"):
         load_recipe(str(path), PretrainRecipe)
 
 
@@ -60,13 +61,13 @@ def test_a_file_that_is_not_toml_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
-    with pytest.raises(ValueError, match="no recipe 'nope'.*demo-pretrain"):
+    with pytest.raises(ValueError, match=r"no recipe 'nope'.*demo-pretrain"):
         load_recipe("nope", PretrainRecipe)
 
 
 def test_unknown_presets_and_fields_of_the_model_are_errors() -> None:
     recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.preset=huge"])
-    with pytest.raises(ValueError, match="`model.preset` must be one of tiny, cf-s, cf-l"):
+    with pytest.raises(ValueError, match=r"`model.preset` must be one of tiny, cf-s, cf-l"):
         recipe.model.encoder_config(64)
     recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.overrides.depth=2"])
     with pytest.raises(ValueError, match="unknown key `depth`"):

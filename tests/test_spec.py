@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+
 from melstream.shards.errors import DatasetError
 from melstream.shards.spec import PRESETS, FeatureSpec
-from pydantic import ValidationError
 
 GOLDEN_HASHES = {"conformer64": "d4a53b2b13cde6a4", "kaldi128": "5430cd73bc367272"}
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
 from melstream.pipeline.loader import Batch
 from melstream.shards.dataset import Dataset
@@ -21,7 +23,6 @@ from melstream.tools.model_folder import load_encoder, load_tagger
 from melstream.tools.pretrain import pretrain
 from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe
 from melstream.tools.training import Result
-from rich.console import Console
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -129,11 +130,11 @@ def test_a_run_folder_is_never_taken_over(data: Dataset, tmp_path: Path, quiet: 
     run_pretrain(data, out, quiet)
     with pytest.raises(DatasetError, match="add --resume to go on"):
         run_pretrain(data, out, quiet)
-    with pytest.raises(DatasetError, match="`recipe.optim.lr`: saved 0.001, now 0.5"):
+    with pytest.raises(DatasetError, match=r"`recipe.optim.lr`: saved 0.001, now 0.5"):
         run_pretrain(data, out, quiet, "optim.lr=0.5", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="must be new or empty, found notes.txt"):
+    with pytest.raises(DatasetError, match=r"must be new or empty, found notes.txt"):
         run_pretrain(data, tmp_path / "other", quiet)
 
 
@@ -207,7 +208,7 @@ def test_evaluation_scores_every_clip_once_in_order(
     run_finetune(data, tmp_path / "fine", quiet)
     tagger, card = load_tagger(tmp_path / "fine")
     found = predict(tagger, card, data)
-    assert list(found.keys) == [key.decode() for key in data.index.keys()]
+    assert list(found.keys) == [key.decode() for key in data.index.sample_keys()]
     assert found.scores.shape == (len(data), len(data.manifest.label_names))
     np.testing.assert_allclose(found.scores.sum(1), 1, rtol=1e-5)
     for row in range(len(data)):
@@ -260,7 +261,7 @@ def test_a_model_of_other_features_is_refused(
 
 def test_the_wrong_kind_of_model_is_refused(data: Dataset, tmp_path: Path, quiet: Console) -> None:
     run_pretrain(data, tmp_path / "pre", quiet)
-    with pytest.raises(DatasetError, match="holds a encoder|holds an encoder"):
+    with pytest.raises(DatasetError, match=r"holds a encoder|holds an encoder"):
         evaluate(tmp_path / "pre", data.folder, device=CPU)
     with pytest.raises(DatasetError, match="no model at"):
         evaluate(tmp_path / "nothing", data.folder, device=CPU)

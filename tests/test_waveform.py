@@ -8,6 +8,7 @@ import pytest
 import scipy.signal
 import soxr
 from audio_files import write_soundfile
+
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform, resample, to_mono
 from melstream.shards.errors import SampleError

@@ -4,13 +4,15 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 from conftest import make_sample, read_with_webdataset, write_dataset
-from melstream.shards.writer import MODE, OWNER, write_shard
+
+from melstream.shards.writer import MODE, OWNER, Sample, write_shard
 
 GOLDEN_SHA256 = "bb0ffc524d73f772d62333a82a152e973be8a85c9def987cea9028f1f33e6002"
 
@@ -57,9 +59,12 @@ def test_plain_webdataset_reads_the_same_keys_labels_and_arrays(tmp_path: Path) 
 
 
 def test_an_error_leaves_no_shard(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half way"), write_shard(tmp_path / "a.tar") as writer:
-        writer.write(make_sample(0))
+    def samples() -> Iterator[Sample]:
+        yield make_sample(0)
         raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"), write_shard(tmp_path / "a.tar") as writer:
+        list(map(writer.write, samples()))
     assert list(tmp_path.iterdir()) == []
 
 

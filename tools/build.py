@@ -107,9 +107,9 @@ def is_built(plan: Plan, out: Path) -> bool:
     found = read_manifest(out)
     if found.build.plan_hash != plan.hash:
         raise DatasetError(
-            f"{out} holds another data set ({found.n_samples} samples, corpus {found.build.corpus!r}, "
-            f"features {found.feature_hash}), built from other files or settings than these "
-            f"({plan.n_clips} clips, corpus {plan.settings.corpus!r}, "
+            f"{out} holds another data set ({found.n_samples} samples, corpus "
+            f"{found.build.corpus!r}, features {found.feature_hash}), built from other files or "
+            f"settings than these ({plan.n_clips} clips, corpus {plan.settings.corpus!r}, "
             f"features {plan.settings.features.hash}); choose another --out, or remove it"
         )
     return True
@@ -260,9 +260,7 @@ def _make_manifest(
     )
 
 
-def _report(
-    out: Path, manifest: Manifest, new: Sequence[DoneRecord], start: float
-) -> BuildReport:
+def _report(out: Path, manifest: Manifest, new: Sequence[DoneRecord], start: float) -> BuildReport:
     return BuildReport(
         out=out,
         n_samples=manifest.n_samples,

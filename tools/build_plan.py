@@ -31,7 +31,9 @@ class PlanSettings(BaseModel):
 
     corpus: str = Field(description="name of the corpus reader")
     features: FeatureSpec = Field(description="how log-mels are computed")
-    min_duration_s: float = Field(default=0.025, ge=0, description="reject shorter clips, in seconds")
+    min_duration_s: float = Field(
+        default=0.025, ge=0, description="reject shorter clips, in seconds"
+    )
     max_shard_samples: int = Field(default=2_000, ge=1, description="most clips in one shard")
     max_shard_bytes: int = Field(default=256 * 10**6, ge=1, description="most bytes in one shard")
 

@@ -37,12 +37,14 @@ def print_report(report: BuildReport, console: Console) -> None:
     table.columns[1].justify = "right"
     console.print(table)
     if report.n_rejects:
-        console.print(f"each is named in {report.out / REJECTS_NAME}", highlight=False, markup=False)
+        console.print(
+            f"each is named in {report.out / REJECTS_NAME}", highlight=False, markup=False
+        )
 
 
 def _written(report: BuildReport) -> str:
     speed = report.new_duration_s / report.wall_s
     return (
-        f"samples, {hours(report.duration_s)} of audio, {report.n_shards:,} shards in {report.out}, "
-        f"{report.wall_s:.1f} s, {speed:,.0f} x real time"
+        f"samples, {hours(report.duration_s)} of audio, {report.n_shards:,} shards in "
+        f"{report.out}, {report.wall_s:.1f} s, {speed:,.0f} x real time"
     )

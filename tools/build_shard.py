@@ -147,7 +147,8 @@ def _finish(
         job.tar_path.unlink()
     else:
         buffer = io.BytesIO()
-        np.savez(buffer, **{name: writer.index.column(name) for name in COLUMNS})
+        columns = {name: writer.index.column(name) for name in COLUMNS}
+        np.savez(buffer, allow_pickle=False, **columns)  # pyright: ignore[reportArgumentType]
         write_bytes(job.index_path, buffer.getvalue())
     record = DoneRecord(
         entry=None if is_empty else writer.entry,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,10 +40,14 @@ err_console = Console(stderr=True)
 
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
-Data = Annotated[Path, Option("--data", metavar="FOLDER", help="A data set made by `melstream build`.")]
+Data = Annotated[
+    Path, Option("--data", metavar="FOLDER", help="A data set made by `melstream build`.")
+]
 Overrides = Annotated[
     list[str] | None,
-    Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; repeatable."),
+    Option(
+        "--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; repeatable."
+    ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --out.")]
 PrintConfig = Annotated[bool, Option("--print-config", help="Show the resolved recipe and stop.")]
@@ -67,15 +71,20 @@ def _plain(error: BaseException) -> str:
     return escape("\n".join([str(error), *getattr(error, "__notes__", [])]))
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        out_console.print(f"melstream {version('melstream')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     show_version: Annotated[
-        bool, Option("--version", help="Print the version and stop.", is_eager=True)
+        bool,
+        Option("--version", help="Print the version.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
-    if show_version:
-        out_console.print(f"melstream {version('melstream')}", highlight=False)
-        raise typer.Exit
+    """Declare the options before the verb."""
 
 
 def _build(
@@ -124,7 +133,9 @@ def _build(
 
 def _common_build_options(
     out: Out,
-    features: Annotated[str, Option(help="Feature preset: conformer64 or kaldi128.")] = "conformer64",
+    features: Annotated[
+        str, Option(help="Feature preset: conformer64 or kaldi128.")
+    ] = "conformer64",
     min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
     shard_samples: Annotated[int, Option(min=1, help="Most samples in a shard.")] = 2_000,
     shard_mb: Annotated[float, Option(min=0.001, help="Most megabytes in a shard.")] = 256,
@@ -202,7 +213,9 @@ def verify(
     if problems:
         raise typer.Exit(1)
     checked = "every byte of" if full else "sizes and counts of"
-    out_console.print(f"whole: {checked} {n_shards} shards, {len(dataset)} samples", highlight=False)
+    out_console.print(
+        f"whole: {checked} {n_shards} shards, {len(dataset)} samples", highlight=False
+    )
 
 
 @app.command()
@@ -217,7 +230,7 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder on unlabelled log-mels.
 
-    Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain --set train.steps=200`
+    Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain`
     """
     from .recipe import PretrainRecipe, load_recipe
 
@@ -227,9 +240,7 @@ def pretrain(
         return
     from .pretrain import pretrain as run
 
-    result = run(
-        config, data, out, device=_device(device), console=err_console, resume=resume
-    )
+    result = run(config, data, out, device=_device(device), console=err_console, resume=resume)
     _finish_run(out, result.is_complete, result.step, result.wall_s, result.figures)
 
 
@@ -239,7 +250,8 @@ def finetune(
     data: Data,
     out: Out,
     encoder: Annotated[
-        Path | None, Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch.")
+        Path | None,
+        Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch."),
     ] = None,
     valid: Annotated[Path | None, Option(metavar="FOLDER", help="Data set to validate on.")] = None,
     overrides: Overrides = None,
@@ -249,7 +261,8 @@ def finetune(
 ) -> None:
     """Fine-tune a tagger on a labelled data set.
 
-    Example: `melstream finetune demo-finetune --data shards/train --encoder runs/pretrain --out runs/finetune`
+    Example: `melstream finetune demo-finetune --data shards/train --encoder runs/pretrain
+    --out runs/finetune`
     """
     from .recipe import FinetuneRecipe, load_recipe
 
@@ -276,7 +289,9 @@ def finetune(
 def evaluate(
     model: Annotated[Path, Argument(metavar="RUN", help="A run of `melstream finetune`.")],
     data: Data,
-    out: Annotated[Path | None, Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    out: Annotated[
+        Path | None, Option("--out", metavar="FILE", help="Write the figures as JSON.")
+    ] = None,
     top: Annotated[int, Option(min=0, help="Classes to list, weakest first.")] = 10,
     device: Device = "auto",
     as_json: Json = False,
@@ -301,7 +316,12 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[
-        Path, Option("--out", metavar="FOLDER", help="Where everything goes; removed first if it is a demo's.")
+        Path,
+        Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where everything goes; removed first if it is a demo's.",
+        ),
     ] = Path("melstream-demo"),
     source: Annotated[
         Path | None,
@@ -330,7 +350,11 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.is_ok else ("[red]FAIL[/]" if finding.is_required else "[dim]none[/]")
+            mark = (
+                "[green]ok[/]  "
+                if finding.is_ok
+                else ("[red]FAIL[/]" if finding.is_required else "[dim]none[/]")
+            )
             out_console.print(f"{mark} {finding.name}", highlight=False, end=" ")
             out_console.print(finding.detail, style="dim", markup=False, highlight=False)
             if not finding.is_ok:
@@ -349,17 +373,23 @@ def _device(name: str) -> "torch.device":
     except RuntimeError as error:
         raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, found {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`--device {name}` needs a GPU and torch sees none; see 'melstream doctor'")
+        raise ValueError(
+            f"`--device {name}` needs a GPU and torch sees none; see 'melstream doctor'"
+        )
     return device
 
 
 def _finish_run(
     out: Path, is_complete: bool, step: int, wall_s: float, figures: dict[str, float]
-) -> None | NoReturn:
+) -> None:
     """Say how a run ended and where its files are."""
     if not is_complete:
-        out_console.print(f"stopped at step {step}, checkpoint written; --resume goes on", highlight=False)
+        out_console.print(
+            f"stopped at step {step}, checkpoint written; --resume goes on", highlight=False
+        )
         return
     loss = f", loss {figures['loss']:.3f}" if "loss" in figures else ""
-    out_console.print(f"{step} steps in {wall_s:.1f} s{loss}; model: {out / 'model'}", highlight=False)
+    out_console.print(
+        f"{step} steps in {wall_s:.1f} s{loss}; model: {out / 'model'}", highlight=False
+    )
     out_console.print(f"curves: tensorboard --logdir {out}", highlight=False)

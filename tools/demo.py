@@ -1,4 +1,4 @@
-"""``melstream demo``: the whole story on the recordings that ship, through the verbs' own functions.
+"""``melstream demo``: the whole story on the recordings that ship, by the verbs' functions.
 
     build train, eval -> inspect -> pre-train -> fine-tune (pre-trained, from scratch) -> evaluate
 
@@ -44,7 +44,7 @@ def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -
         console: where it is told.
     """
     start = time.monotonic()
-    recordings = source or Path(str(resources.files(__package__) / "recordings"))
+    recordings = source or Path(str(resources.files("melstream.tools") / "recordings"))
     train, held_out = (
         _build(recordings / split, out / "shards" / split, n_jobs, console)
         for split in ("train", "eval")
@@ -58,8 +58,12 @@ def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -
     _title(console, f"melstream evaluate {out / 'finetune-pretrained'} --data {held_out.folder}")
     results = {
         "majority class": majority(train, held_out),
-        "conformer from scratch": evaluate(out / "finetune-scratch", held_out.folder, device=device)[0],
-        "conformer, pre-trained": evaluate(out / "finetune-pretrained", held_out.folder, device=device)[0],
+        "conformer from scratch": evaluate(
+            out / "finetune-scratch", held_out.folder, device=device
+        )[0],
+        "conformer, pre-trained": evaluate(
+            out / "finetune-pretrained", held_out.folder, device=device
+        )[0],
     }
     _print_results(results, len(held_out), out, console)
     console.print(f"done in {time.monotonic() - start:.0f} s", highlight=False)
@@ -112,7 +116,10 @@ def _finetune(
 ) -> None:
     run = out / f"finetune-{name}"
     from_where = f" --encoder {encoder}" if encoder else ""
-    _title(console, f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}")
+    _title(
+        console,
+        f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}",
+    )
     recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe)
     finetune(
         recipe, train.folder, run, device=device, console=console, encoder_path=encoder, resume=True
@@ -122,7 +129,9 @@ def _finetune(
 def _print_results(
     results: dict[str, TaggingMetrics], n_clips: int, out: Path, console: Console
 ) -> None:
-    table = Table("", "accuracy", "mAP", "mAUC", title=f"{n_clips} held-out recordings", title_justify="left")
+    table = Table(
+        "", "accuracy", "mAP", "mAUC", title=f"{n_clips} held-out recordings", title_justify="left"
+    )
     for name, metrics in results.items():
         summary = metrics.summary()
         table.add_row(name, *(f"{summary[column]:.3f}" for column in ("accuracy", "mAP", "mAUC")))

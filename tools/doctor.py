@@ -2,7 +2,6 @@
 
 import importlib
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 REQUIRED = ("numpy", "numba", "scipy", "soundfile", "av", "soxr", "zarr", "torch", "torchaudio")
-TORCH_PAIR = 'pip install --index-url https://pypi.org/simple "torch>=2.11,<2.12" "torchaudio>=2.11,<2.12"'
+TORCH_PAIR = (
+    'pip install --index-url https://pypi.org/simple "torch>=2.11,<2.12" "torchaudio>=2.11,<2.12"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,18 @@ def examine() -> list[Finding]:
     """Run every check."""
     findings = [
         Finding("melstream", True, metadata.version("melstream")),
-        _check("python", _python, "install Python 3.11 or newer"),
+        Finding("python", True, platform.python_version()),
     ]
     findings += [_check(name, _importer(name), _remedy(name)) for name in REQUIRED]
     findings += [
         _check("log-mel kernels (numba)", _kernels, "pip install --force-reinstall numba"),
-        _check("decode FLAC (soundfile)", _decode("flac"), "pip install --force-reinstall soundfile"),
+        _check(
+            "decode FLAC (soundfile)", _decode("flac"), "pip install --force-reinstall soundfile"
+        ),
         _check("decode Opus in WebM (PyAV)", _decode("webm"), "pip install --force-reinstall av"),
-        _check("GPU", _gpu, "training runs on the CPU; for a GPU install its driver", required=False),
+        _check(
+            "GPU", _gpu, "training runs on the CPU; for a GPU install its driver", required=False
+        ),
     ]
     return findings
 
@@ -59,12 +64,6 @@ def _check(name: str, test: Callable[[], str], remedy: str, *, required: bool = 
         return Finding(name, False, detail, remedy, required)
 
 
-def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError(f"Python 3.11 or newer is needed, found {platform.python_version()}")
-    return platform.python_version()
-
-
 def _importer(name: str) -> Callable[[], str]:
     def load() -> str:
         importlib.import_module(name)
@@ -74,7 +73,9 @@ def _importer(name: str) -> Callable[[], str]:
 
 
 def _remedy(name: str) -> str:
-    return TORCH_PAIR if name in ("torch", "torchaudio") else f"pip install --force-reinstall {name}"
+    return (
+        TORCH_PAIR if name in ("torch", "torchaudio") else f"pip install --force-reinstall {name}"
+    )
 
 
 def _kernels() -> str:

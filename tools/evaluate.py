@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model.metrics import TaggingMetrics, tagging_metrics
-from ..model.tagger import Tagger
+from ..model.tagger import Tagger, Task
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
 from ..shards.dataset import Dataset, open_dataset
@@ -34,7 +34,7 @@ class Predictions:
     labels: npt.NDArray[np.bool_]
     keys: tuple[str, ...]
 
-    def metrics(self, task: str) -> TaggingMetrics:
+    def metrics(self, task: Task) -> TaggingMetrics:
         """Return mAP, mAUC, d-prime, accuracy and the figures per class."""
         return tagging_metrics(self.scores, self.labels, task)
 
@@ -90,7 +90,13 @@ def as_json(metrics: TaggingMetrics, card: ModelCard) -> dict[str, Any]:
     recall = [None] * metrics.n_classes if metrics.recall is None else metrics.recall
     columns = (metrics.n_positives, metrics.average_precision, metrics.auc, recall)
     classes = [
-        {"label": name, "n_positives": int(n), "ap": _or_none(ap), "auc": _or_none(auc), "recall": _or_none(r)}
+        {
+            "label": name,
+            "n_positives": int(n),
+            "ap": _or_none(ap),
+            "auc": _or_none(auc),
+            "recall": _or_none(r),
+        }
         for name, n, ap, auc, r in zip(card.label_names, *columns, strict=True)
     ]
     return {"n_clips": metrics.n_samples, **metrics.summary(), "classes": classes}

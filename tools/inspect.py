@@ -122,11 +122,15 @@ def _totals(found: Description) -> Table:
     rates = ", ".join(f"{rate:,} Hz ({n:,})" for rate, n in found.sample_rates.items())
     table = Table(show_header=False, box=None, pad_edge=False, title=Text(found.folder, "bold"))
     table.title_justify = "left"
-    table.add_row("samples", f"{found.n_samples:,} in {found.n_shards:,} shards, {found.size_bytes / 1e6:,.1f} MB")
+    table.add_row(
+        "samples",
+        f"{found.n_samples:,} in {found.n_shards:,} shards, {found.size_bytes / 1e6:,.1f} MB",
+    )
     table.add_row("audio", hours(found.duration_s))
     table.add_row(
         "durations",
-        f"{low:.2f} to {high:.2f} s, median {median:.2f} s, half of them {first:.2f} to {third:.2f} s",
+        f"{low:.2f} to {high:.2f} s, median {median:.2f} s, "
+        f"half of them {first:.2f} to {third:.2f} s",
     )
     table.add_row("recorded at", rates)
     table.add_row(
@@ -142,7 +146,9 @@ def _classes(found: Description, top: int) -> Table:
     ranked = sorted(found.classes.items(), key=lambda item: (-item[1], item[0]))
     largest = ranked[0][1]
     n_empty = sum(count == 0 for _, count in ranked)
-    title = f"{len(ranked)} classes, {n_empty} without clips, {found.n_unlabelled} clips without label"
+    title = (
+        f"{len(ranked)} classes, {n_empty} without clips, {found.n_unlabelled} clips without label"
+    )
     table = Table("class", "clips", "", title=title, title_justify="left", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for name, count in ranked[:top]:
@@ -155,7 +161,9 @@ def _classes(found: Description, top: int) -> Table:
 
 def _rejects(found: Description) -> Table:
     title = f"{sum(found.rejects.values()):,} inputs are not in the set (rejects.jsonl names each)"
-    table = Table("reason", "inputs", "meaning", title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        "reason", "inputs", "meaning", title=title, title_justify="left", box=None, pad_edge=False
+    )
     table.columns[1].justify = "right"
     for reason, count in sorted(found.rejects.items(), key=lambda item: -item[1]):
         table.add_row(_safe(reason), f"{count:,}", REASONS.get(reason, ""))

@@ -42,7 +42,9 @@ def load_encoder(path: Path) -> tuple[AudioEncoder, ModelCard]:
     """
     state, card = _read(path)
     if card.kind != "encoder":
-        raise DatasetError(f"{path} holds a {card.kind}, an encoder is needed: a run of 'melstream pretrain'")
+        raise DatasetError(
+            f"{path} holds a {card.kind}, an encoder is needed: a run of 'melstream pretrain'"
+        )
     encoder = AudioEncoder(card.encoder)
     encoder.load_state_dict(state)
     return encoder, card
@@ -56,7 +58,9 @@ def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
     """
     state, card = _read(path)
     if card.kind != "tagger" or card.tagger is None:
-        raise DatasetError(f"{path} holds a {card.kind}, a tagger is needed: a run of 'melstream finetune'")
+        raise DatasetError(
+            f"{path} holds a {card.kind}, a tagger is needed: a run of 'melstream finetune'"
+        )
     tagger = Tagger(AudioEncoder(card.encoder), card.tagger, len(card.label_names))
     tagger.load_state_dict(state)
     return tagger, card
@@ -70,7 +74,9 @@ def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
     folder = path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
     if not folder.is_dir():
-        raise DatasetError(f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'")
+        raise DatasetError(
+            f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'"
+        )
     saved = load_model_file(folder)
     try:
         return saved.model_state, ModelCard.model_validate(saved.card)

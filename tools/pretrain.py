@@ -21,6 +21,8 @@ from .recipe import DataConfig, PretrainRecipe
 from .run_folder import MODEL_NAME, claim_run
 from .training import Learner, Result, Trainer
 
+CONSTANT_BAND_STD = 1e-3  # of a log-mel; float16 rounds by more
+
 
 def pretrain(
     recipe: PretrainRecipe,
@@ -120,14 +122,21 @@ def training_crops(
     """Return the loader's settings: crops of a whole number of latent steps."""
     n_steps = round(config.crop_s * features.frame_rate_hz / stride)
     if n_steps < 2:
-        raise ValueError(f"`data.crop_s` must give at least 2 latent steps, found {config.crop_s} s")
+        raise ValueError(
+            f"`data.crop_s` must give at least 2 latent steps, found {config.crop_s} s"
+        )
     return LoaderConfig(crop_frames=n_steps * stride, stride=stride, mask=mask, seed=seed)
 
 
 def band_statistics(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per mel band, float32, shape (n_mels,) each."""
+    """Return mean and standard deviation per mel band, float32, shape (n_mels,) each.
+
+    A band that never moves gets the deviation 1: it stays zero after normalisation. (The
+    narrow bands at the bottom of ``kaldi128`` hold no bin of the FFT, as in its peers.)
+    """
     manifest = dataset.manifest
-    return torch.tensor(manifest.band_mean), torch.tensor(manifest.band_std)
+    std = torch.tensor(manifest.band_std)
+    return torch.tensor(manifest.band_mean), torch.where(std > CONSTANT_BAND_STD, std, 1.0)
 
 
 def run_config(recipe: dict[str, object], dataset: Dataset) -> dict[str, object]:

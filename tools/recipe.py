@@ -96,8 +96,12 @@ class PretrainRecipe(_Section):
 class FinetuneConfig(_Section):
     """``[finetune]``: how the pre-trained body is treated."""
 
-    head_lr: float = Field(gt=0, description="learning rate of the new head; optim.lr is the body's")
-    freeze_body_steps: int = Field(default=0, ge=0, description="first steps that train the head only")
+    head_lr: float = Field(
+        gt=0, description="learning rate of the new head; optim.lr is the body's"
+    )
+    freeze_body_steps: int = Field(
+        default=0, ge=0, description="first steps that train the head only"
+    )
 
 
 class FinetuneRecipe(_Section):
@@ -116,7 +120,7 @@ RecipeT = TypeVar("RecipeT", bound=BaseModel)
 
 def packaged_recipes() -> dict[str, str]:
     """Return the recipes that ship: name -> TOML text."""
-    folder = resources.files(__package__) / "recipes"
+    folder = resources.files("melstream.tools") / "recipes"
     files = (file for file in folder.iterdir() if file.name.endswith(".toml"))
     return {file.name.removesuffix(".toml"): file.read_text() for file in files}
 
@@ -147,7 +151,8 @@ def _recipe_text(name: str) -> str:
         return packaged[name]
     if not Path(name).is_file():
         raise ValueError(
-            f"no recipe {name!r}: give the path of a TOML file, or one of {', '.join(sorted(packaged))}"
+            f"no recipe {name!r}: give the path of a TOML file, or one of "
+            f"{', '.join(sorted(packaged))}"
         )
     return Path(name).read_text()
 

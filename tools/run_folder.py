@@ -1,10 +1,10 @@
 """The folder of a training run: what lies where, and whose it is.
 
-    config.json        the resolved recipe, the data set's fingerprint, the command's inputs
-    checkpoints/       step-000200/ …
-    tensorboard/       scalars
-    metrics.jsonl      the same scalars, one line per entry
-    model/             the final model
+config.json        the resolved recipe, the data set's fingerprint, the command's inputs
+checkpoints/       step-000200/ …
+tensorboard/       scalars
+metrics.jsonl      the same scalars, one line per entry
+model/             the final model
 """
 
 import json
@@ -37,7 +37,9 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     """
     path = folder / CONFIG_NAME
     if path.exists() and not resume:
-        raise DatasetError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+        raise DatasetError(
+            f"{folder} holds a run already; add --resume to go on, or choose another --out"
+        )
     if path.exists():
         changed = _differences(json.loads(path.read_bytes()), json.loads(json.dumps(config)))
         if changed:

@@ -280,8 +280,8 @@ class _Log:
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not math.isfinite(figures.get("loss", 0.0)):
             raise MelstreamError(
-                f"the loss is {figures['loss']} at step {step}; go on from the last checkpoint with "
-                "--resume, and a lower optim.lr or optim.clip_norm in a new run"
+                f"the loss is {figures['loss']} at step {step}; start a new run with a lower "
+                "optim.lr or optim.clip_norm"
             )
         self.last |= figures
         self._file.write(json.dumps({"step": step, **figures}) + "\n")

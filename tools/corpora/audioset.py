@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,9 @@ _YTID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
 def scan(
-    source: Path,
+    source: Annotated[
+        Path, typer.Argument(help="Folder with the downloaded files.", metavar="SOURCE")
+    ],
     *,
     segments: Annotated[
         Path,
@@ -80,37 +83,50 @@ def scan(
     """
     mids, names = _read_classes(class_labels)
     clips = _read_segments(segments, mids, class_labels)
-    best: dict[str, tuple[bool, str]] = {}  # id -> (has no times in its name, source)
-    n_files = n_unlisted = n_mistimed = 0
-    for name, path in find_audio(source):
-        if path is None:
-            continue
-        n_files += 1
-        match = _NAME.fullmatch(path.stem)
-        clip = clips.get(match["ytid"]) if match else None
-        if match is None or clip is None:
-            n_unlisted += 1
-        elif not _agrees(match, clip):
-            n_mistimed += 1
-        else:
-            rank = (match["start"] is None, name)
-            best[clip.key] = min(rank, best.get(clip.key, rank))
+    best, counts = _match_files(source, clips)
     if not best:
         raise ValueError(
-            f"none of the {n_files} audio files under {source} is a clip of {segments}: names must "
-            "be <ytid>, Y<ytid>, <ytid>_<start> or <ytid>_<start>_<end>, "
-            f"{n_unlisted} have another name or id, {n_mistimed} other times"
+            f"none of the {counts.total()} audio files under {source} is a clip of {segments}: "
+            f"{counts['unlisted']} have an id that is not in it or a name other than <ytid>, "
+            f"Y<ytid>, <ytid>_<start> or <ytid>_<start>_<end>, {counts['mistimed']} other times"
         )
-    for ytid, (_, name) in best.items():
-        clips[ytid] = dataclasses.replace(clips[ytid], path=source / name, source=name)
+    for ytid, (_, name, path) in best.items():
+        clips[ytid] = dataclasses.replace(clips[ytid], path=path, source=name)
     return Listing(
         clips=tuple(clips[ytid] for ytid in sorted(clips)),
         label_names=names,
         label_ids=mids,
-        n_unlisted=n_unlisted,
-        n_duplicates=n_files - n_unlisted - n_mistimed - len(best),
-        n_mistimed=n_mistimed,
+        n_unlisted=counts["unlisted"],
+        n_duplicates=counts["listed"] - len(best),
+        n_mistimed=counts["mistimed"],
     )
+
+
+def _match_files(
+    source: Path, clips: dict[str, Clip]
+) -> tuple[dict[str, tuple[bool, str, Path]], Counter[str]]:
+    """Find the best file of each clip, and count the files by what they are.
+
+    Returns:
+        best: id -> (has no times in its name, source, path): the smallest is the best.
+        counts: how many files are ``listed``, ``mistimed``, ``unlisted``.
+    """
+    best: dict[str, tuple[bool, str, Path]] = {}
+    counts: Counter[str] = Counter()
+    for name, path in find_audio(source):
+        if path is None:
+            continue
+        match = _NAME.fullmatch(path.stem)
+        clip = clips.get(match["ytid"]) if match else None
+        if match is None or clip is None:
+            counts["unlisted"] += 1
+        elif not _agrees(match, clip):
+            counts["mistimed"] += 1
+        else:
+            counts["listed"] += 1
+            rank = (match["start"] is None, name, path)
+            best[clip.key] = min(rank, best.get(clip.key, rank))
+    return best, counts
 
 
 def _agrees(match: re.Match[str], clip: Clip) -> bool:
@@ -187,13 +203,15 @@ def _is_header(fields: list[str]) -> bool:
 
     The blank is part of it: ``#NAME?`` is what a spreadsheet makes of an id that starts with ``-``.
     """
-    columns = [fields[0].lstrip("# "), *fields[1:]]
-    is_columns = columns[0] == SEGMENT_COLUMNS[0]
-    if is_columns and columns != SEGMENT_COLUMNS:
+    first = fields[0].lstrip("# ")
+    if first != SEGMENT_COLUMNS[0]:
+        return fields[0].startswith("# ")
+    if [first, *fields[1:]] != SEGMENT_COLUMNS:
         raise ValueError(
-            f"the columns must be {', '.join(SEGMENT_COLUMNS)}, found {', '.join(columns)}"
+            f"the columns must be {', '.join(SEGMENT_COLUMNS)}, "
+            f"found {', '.join([first, *fields[1:]])}"
         )
-    return is_columns or fields[0].startswith("# ")
+    return True
 
 
 def _parse_row(fields: list[str], parse_labels: Callable[[str], tuple[int, ...]]) -> Clip:
@@ -226,7 +244,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1."""
     if not path.is_file():
         raise ValueError(f"`{option}` must be a CSV file, found no {path}")
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line.strip()

@@ -24,7 +24,8 @@ def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
         root: the folder to search.
 
     Yields:
-        source: the path relative to ``root``, with ``/``.
+        source: the path relative to ``root``, with ``/``; a byte that is not UTF-8
+            stands in it as ``\\xe9``, so that the text can be printed and stored.
         path: the file, or None where a link leads nowhere.
 
     Raises:
@@ -34,9 +35,10 @@ def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
         found = "a file" if root.exists() else "nothing"
         raise ValueError(f"the source must be a folder of audio files, found {found} at {root}")
     none_found = True
-    for source, is_file in _walk(str(root), "", frozenset()):
+    for name, is_file in _walk(str(root), "", frozenset()):
         none_found = False
-        yield source, root / source if is_file else None
+        source = os.fsencode(name).decode("utf-8", "backslashreplace")
+        yield source, root / name if is_file else None
     if none_found:
         raise ValueError(
             f"found no audio file under {root}; looked at every depth, but for hidden names, "
@@ -58,7 +60,7 @@ def _walk(
             continue
         if entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
-        elif entry.name.rpartition(".")[2].lower() in AUDIO_SUFFIXES:
+        elif os.path.splitext(entry.name)[1][1:].lower() in AUDIO_SUFFIXES:
             is_file = entry.is_file()
             if is_file or entry.is_symlink():
                 yield prefix + entry.name, is_file

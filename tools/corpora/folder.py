@@ -25,7 +25,9 @@ _N_NAMED = 5  # at most so many names in one message
 
 
 def scan(
-    source: Path,
+    source: Annotated[
+        Path, typer.Argument(help="Folder that holds one folder per class.", metavar="SOURCE")
+    ],
     *,
     labels: Annotated[
         Path | None,
@@ -59,11 +61,12 @@ def scan(
     """
     if labels is not None and unlabelled:
         raise ValueError("`--labels` and `--unlabelled` exclude each other; leave one out")
-    files = dict(find_audio(source))
-    is_labelled = not unlabelled and (labels is not None or any("/" in name for name in files))
-    label_names = _label_names(files, source, labels) if is_labelled else ()
+    files = list(find_audio(source))
+    names = [name for name, _ in files]
+    is_labelled = not unlabelled and (labels is not None or any("/" in name for name in names))
+    label_names = _label_names(names, source, labels) if is_labelled else ()
     index = {name: number for number, name in enumerate(label_names)}
-    n_same_stem = Counter(map(_stem, files))
+    n_same_stem = Counter(map(_stem, names))
     clips = [
         Clip(
             key=make_key(_stem(name) if n_same_stem[_stem(name)] == 1 else name),
@@ -71,23 +74,21 @@ def scan(
             labels=(index[_class_name(name)],) if is_labelled else (),
             source=name,
         )
-        for name, path in files.items()
+        for name, path in files
     ]
     clips.sort(key=lambda clip: clip.key)
     return Listing(clips=tuple(clips), label_names=label_names, label_ids=None, n_unlisted=0)
 
 
-def _label_names(
-    files: dict[str, Path | None], source: Path, labels: Path | None
-) -> tuple[str, ...]:
-    loose = [name for name in files if "/" not in name]
+def _label_names(names: list[str], source: Path, labels: Path | None) -> tuple[str, ...]:
+    loose = [name for name in names if "/" not in name]
     if loose:
         raise ValueError(
-            f"every file must stand in a class folder, found {len(loose)} of {len(files)} directly "
+            f"every file must stand in a class folder, found {len(loose)} of {len(names)} directly "
             f"in {source}, such as {loose[0]!r}; move them, or take all files without labels with "
             "`--unlabelled`"
         )
-    found = set(map(_class_name, files))
+    found = set(map(_class_name, names))
     if labels is None:
         return tuple(sorted(found))
     label_names = _read_labels(labels)
@@ -116,7 +117,8 @@ def _read_labels(path: Path) -> tuple[str, ...]:
         raise ValueError(
             f"`--labels` must be a text file with one class name a line, found no {path}"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # as `find_audio`
+    lines = [line.strip() for line in text.splitlines()]
     first_line: dict[str, int] = {}
     for number, name in enumerate(lines, start=1):
         if name and name in first_line:

@@ -1,0 +1,205 @@
+"""The command line as a user types it: exit codes, messages, output for programs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from melstream.shards.dataset import Dataset
+from melstream.tools import cli
+
+PRETRAIN = ["pretrain", "demo-pretrain", "--out", "{tmp}/run", "--data"]
+
+
+def run(
+    *arguments: str | Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Run the command line in this process; return exit code, stdout and stderr on one line."""
+    monkeypatch.setattr(sys, "argv", ["melstream", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, " ".join(err.split())
+
+
+@pytest.fixture
+def melstream(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    return lambda *arguments: run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_version_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; from melstream.tools import cli; "
+        "assert 'torch' not in sys.modules and 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-Ic", code], check=True)
+
+
+def test_every_verb_has_help(melstream: Callable[..., tuple[int, str, str]]) -> None:
+    verbs = ["inspect", "verify", "pretrain", "finetune", "evaluate", "demo", "doctor"]
+    for words in ([], ["build"], ["build", "folder"], ["build", "audioset"], *([v] for v in verbs)):
+        code, out, _ = melstream(*words, "--help")
+        assert (code, "Usage" in out) == (0, True), words
+
+
+def test_build_then_inspect_and_verify(
+    melstream: Callable[..., tuple[int, str, str]], recordings: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "eval"
+    code, out, _ = melstream(
+        "build", "folder", recordings / "eval", "--out", shards, "--json", "--jobs", 1
+    )
+    assert code == 0
+    assert json.loads(out)["n_samples"] == 24
+    code, out, _ = melstream("build", "folder", recordings / "eval", "--out", shards, "--jobs", 1)
+    assert code == 0
+    assert "nothing new" in out
+    code, out, _ = melstream("inspect", shards)
+    assert code == 0
+    assert "24 in 1 shards" in out
+    assert "tabla" in out
+    code, out, _ = melstream("inspect", shards, "--json")
+    assert json.loads(out)["classes"]["tabla"] == 5
+    assert melstream("verify", shards, "--full")[0] == 0
+    shard = next(shards.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    code, _, err = melstream("verify", shards)
+    assert code == 1
+    assert "must have" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["build", "folder", "{tmp}/nothing", "--out", "{tmp}/out"], 2, "nothing"),
+        (["build", "folder", "{tmp}/empty", "--out", "{tmp}/out"], 2, "audio"),
+        (["build", "folder", "{tmp}/empty"], 2, "--out"),
+        (["build", "nocorpus", "{tmp}/empty"], 2, "nocorpus"),
+        (
+            ["build", "folder", "{recordings}", "--out", "{tmp}/out", "--features", "mel"],
+            2,
+            "must be one of conformer64, kaldi128",
+        ),
+        (
+            ["build", "audioset", "{tmp}/empty", "--out", "{tmp}/out", "--segments", "{tmp}/no.csv",
+             "--class-labels", "{tmp}/no.csv"],
+            2,
+            "no.csv",
+        ),
+        (["inspect", "{tmp}/empty"], 1, "build one with 'melstream build'"),
+        (["pretrain", "none", "--data", "{tmp}", "--out", "{tmp}/run"], 2, "no recipe 'none'"),
+        (
+            [*PRETRAIN, "{tmp}", "--set", "optim.rl=1"],
+            2,
+            "unknown key `optim.rl`",
+        ),
+        ([*PRETRAIN, "{tmp}/empty"], 1, "no data set"),
+        (
+            [*PRETRAIN, "{tmp}", "--device", "abacus"],
+            2,
+            "must be auto, cpu, cuda",
+        ),
+        (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_says_what_is_wrong_and_leaves_nothing(
+    melstream: Callable[..., tuple[int, str, str]],
+    recordings: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [word.format(tmp=tmp_path, recordings=recordings) for word in arguments]
+    found_code, _, err = melstream(*words)
+    assert message in err
+    assert found_code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_too_many_rejects_make_the_build_fail_but_lose_nothing(
+    melstream: Callable[..., tuple[int, str, str]], recordings: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "corpus" / "a"
+    source.mkdir(parents=True)
+    (source / "text.wav").write_text("no audio")
+    good = next((recordings / "eval").rglob("*.flac"))
+    (source / "good.flac").write_bytes(good.read_bytes())
+    arguments = ["build", "folder", source.parent, "--out", tmp_path / "out", "--jobs", 1]
+    code, out, err = melstream(*arguments)
+    assert code == 1
+    assert "50.0% of the files were rejected, more than --max-rejects 10.0%" in err
+    assert "undecodable" in out
+    assert (tmp_path / "out" / "dataset.json").exists()
+    assert melstream(*arguments, "--max-rejects", 0.5)[0] == 0
+
+
+def test_names_from_the_data_are_never_read_as_markup(
+    melstream: Callable[..., tuple[int, str, str]], recordings: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "corpus" / "[bold]loud["
+    source.mkdir(parents=True)
+    good = next((recordings / "eval").rglob("*.flac"))
+    (source / "[red]a.flac").write_bytes(good.read_bytes())
+    melstream("build", "folder", source.parent, "--out", tmp_path / "[out]", "--jobs", 1)
+    code, out, _ = melstream("inspect", tmp_path / "[out]")
+    assert code == 0
+    assert "[bold]loud[" in out
+
+
+def test_print_config_resolves_the_recipe(
+    melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, out, _ = melstream(
+        "pretrain", "demo-pretrain", "--data", tmp_path, "--out", tmp_path, "--print-config",
+        "--set", "optim.lr=0.125",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["optim"]["lr"] == 0.125
+
+
+def test_evaluate_prints_and_writes_the_same_figures(
+    melstream: Callable[..., tuple[int, str, str]],
+    built: Callable[[str], Dataset],
+    tmp_path: Path,
+) -> None:
+    data = built("eval").folder
+    code, _, _ = melstream(
+        "finetune", "demo-finetune", "--data", data, "--out", tmp_path / "run", "--device", "cpu",
+        "--set", "train.steps=3", "--set", "optim.warmup_steps=1",
+        "--set", "model.overrides.n_layers=1",
+    )  # fmt: skip
+    assert code == 0
+    report = tmp_path / "report.json"
+    evaluate = ["evaluate", tmp_path / "run", "--data", data, "--device", "cpu"]
+    code, out, _ = melstream(*evaluate, "--json", "--out", report)
+    assert code == 0
+    assert json.loads(out) == json.loads(report.read_text())
+    assert {"mAP", "mAUC", "d_prime", "accuracy", "classes"} <= json.loads(out).keys()
+    code, out, _ = melstream(*evaluate)
+    assert "weakest first" in out
+
+
+def test_doctor_finds_what_works_and_what_does_not(
+    melstream: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = melstream("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)}
+    assert code == 0
+    assert findings["torchaudio"]["is_ok"]
+    assert findings["decode Opus in WebM (PyAV)"]["detail"].endswith("by pyav")
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # its import fails
+    code, out, _ = melstream("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)}
+    assert code == 1
+    assert not findings["torchaudio"]["is_ok"]
+    assert "torch>=2.11,<2.12" in findings["torchaudio"]["remedy"]
