@@ -7,14 +7,12 @@
 that the worker processes of a build need not load torch.
 """
 
-from .decode import Decoded, decode
 from .logmel import LogMel
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
 from .order import EvaluationOrder, OrderConfig, TrainingOrder
 from .waveform import LoadedWaveform, load_waveform, resample, to_mono
 
 __all__ = [
-    "Decoded",
     "EvaluationOrder",
     "LoadedWaveform",
     "LogMel",
@@ -22,7 +20,6 @@ __all__ = [
     "OrderConfig",
     "TrainingOrder",
     "count_masked",
-    "decode",
     "draw_distractors",
     "draw_masks",
     "load_waveform",

@@ -142,7 +142,7 @@ class Loader:
         positions = self._order.positions(step, **place)
         epoch = self._order.epoch_of(step)
         logmel, n_frames = self._cut(rows, self._draw_keys(_CROP, epoch, positions))
-        mask, distractors = self._mask(n_frames, logmel.shape[1], epoch, positions)
+        mask, distractors = self._mask(step, n_frames, logmel.shape[1], epoch, positions)
         return Batch(
             logmel=logmel,
             n_frames=torch.from_numpy(n_frames.astype(np.int64)),
@@ -202,6 +202,7 @@ class Loader:
 
     def _mask(
         self,
+        step: int,
         n_frames: npt.NDArray[np.int32],
         width: int,
         epoch: int,
@@ -211,7 +212,7 @@ class Loader:
         if config is None:
             return None, None
         n_steps = (n_frames // stride).astype(np.int32)
-        n_masked = count_masked(int(n_steps.min()), config)
+        n_masked = count_masked(self._shortest(step) // stride, config)
         mask = draw_masks(
             n_steps,
             width=width // stride,
@@ -223,6 +224,12 @@ class Loader:
             n_masked, config.n_distractors, self._draw_keys(_DISTRACTORS, epoch, positions)
         )
         return torch.from_numpy(mask), torch.from_numpy(distractors)
+
+    def _shortest(self, step: int) -> int:
+        """Return the frames of the shortest crop of the global batch: the same on every rank."""
+        rows = self._order.rows(step, rank=0, world_size=1)
+        shortest = int(self._dataset.index.n_frames[rows].min())
+        return min(shortest, self._config.crop_frames or self._config.max_frames)
 
     def _labels(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
         """Return the multi-hot labels, float32, shape (B, n_classes)."""

@@ -6,7 +6,7 @@ a reader of plain WebDataset sees a truncated tar as a shorter one, we see an er
 """
 
 import mmap
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from .errors import ShardError
 from .index import Index, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
 from .writer import SampleInfo
+
+MAX_MAPPED = 256  # shards mapped at once: each takes a file descriptor, 1,024 are usual
 
 
 class Dataset:
@@ -34,7 +36,7 @@ class Dataset:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._map = lru_cache(MAX_MAPPED)(partial(_map_shard, folder, manifest))
 
     @cached_property
     def index(self) -> Index:
@@ -56,9 +58,7 @@ class Dataset:
         Raises:
             ShardError: it is missing, or not as long as the manifest says.
         """
-        if shard not in self._maps:
-            self._maps[shard] = _map_file(self.folder, self.manifest.shards[shard])
-        return self._maps[shard]
+        return self._map(shard)
 
     def read_logmel(self, row: int, *, check: bool = True) -> npt.NDArray[np.float16]:
         """Read the log-mel of one sample.
@@ -68,7 +68,7 @@ class Dataset:
             check: compare the payload with its hash.
 
         Returns:
-            logmel: float16, shape (n_frames, n_mels), read-only view of the mapped shard.
+            logmel: float16, shape (n_frames, n_mels), read-only.
 
         Raises:
             ShardError: the shard is missing, short or altered.
@@ -78,8 +78,16 @@ class Dataset:
         if check:
             self._check(row, payload, index.logmel_hash[row])
         shape = (int(index.n_frames[row]), self.manifest.features.n_mels)
-        values = np.frombuffer(payload, np.uint8)[-2 * shape[0] * shape[1] :]
-        return values.view(np.float16).reshape(shape)
+        n_bytes = 2 * shape[0] * shape[1]
+        if n_bytes > len(payload):
+            raise ShardError(
+                f"the index gives {self.key(row)} {shape[0]} frames, its payload of "
+                f"{len(payload)} bytes holds fewer; build the data set again",
+                shard=self.shard_of(row).name,
+                key=self.key(row),
+            )
+        values = np.frombuffer(payload, np.float16, offset=len(payload) - n_bytes)
+        return values.reshape(shape)
 
     def read_info(self, row: int, *, check: bool = True) -> SampleInfo:
         """Read the ``json`` member of one sample.
@@ -136,7 +144,8 @@ def open_dataset(folder: str | Path) -> Dataset:
     return Dataset(folder, read_manifest(folder))
 
 
-def _map_file(folder: Path, entry: ShardEntry) -> npt.NDArray[np.uint8]:
+def _map_shard(folder: Path, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
+    entry = manifest.shards[shard]
     path = folder / entry.name
     if not path.is_file():
         raise ShardError(f"{path} is missing; copy it again, or build it again", shard=entry.name)

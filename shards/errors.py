@@ -20,6 +20,8 @@ REASONS = {
     "not_finite": "the waveform holds NaN or infinity",
     "silent": "every sample of the waveform is zero",
     "too_short": "shorter than the shortest clip allowed",
+    "mis_sized": "more than twice as long as the metadata says: not the clip it names",
+    "failed": "an error nobody foresaw; the message has it, please report it",
 }
 """Why an input did not become a sample, and what each word means."""
 

@@ -25,7 +25,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable; nothing is left under either name.
     """
-    partial = path.with_name(path.name + TEMPORARY_SUFFIX)
+    # One name per process: two writers of one file must never share a temporary one.
+    partial = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with partial.open("wb") as file:
             yield file

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 import zarr
 from zarr.codecs import ZstdCodec
 
@@ -134,6 +135,16 @@ def concatenate(parts: Sequence[Index]) -> Index:
     columns["shard"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
     columns["label_indptr"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Index(columns)
+
+
+def hash_index(index: Index) -> str:
+    """Hash names, shapes and values of all columns; 32 hex digits of xxh3_128."""
+    digest = xxhash.xxh3_128()
+    for name, dtype in COLUMNS.items():
+        column = np.ascontiguousarray(index.column(name), dtype)
+        digest.update(f"{name}{column.shape}".encode())
+        digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def write_index(folder: Path, index: Index) -> None:

@@ -51,7 +51,7 @@ class BuildSettings(BaseModel):
 class Manifest(BaseModel):
     """What a data set holds, without opening a shard."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: Literal[1] = FORMAT_VERSION
     melstream_version: str = Field(default_factory=lambda: version("melstream"))
@@ -68,6 +68,7 @@ class Manifest(BaseModel):
     )
     band_mean: tuple[float, ...] = Field(description="mean log-mel per band over the set")
     band_std: tuple[float, ...] = Field(description="standard deviation per band over the set")
+    index_hash: str = Field(description="hash of all columns of the index; see `hash_index`")
     build: BuildSettings
 
     @model_validator(mode="after")
@@ -91,11 +92,12 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when the content does: features, labels, shards."""
+        """16 hex digits that change when the content does: features, labels, shards, index."""
         content = {
             "features": self.feature_hash,
             "labels": self.label_names,
             "shards": [(shard.name, shard.sha256) for shard in self.shards],
+            "index": self.index_hash,
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from .dataset import Dataset
 from .errors import ShardError
+from .index import INDEX_NAME, hash_index
 
 BLOCK_BYTES = 2**22
 
 
 def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None]:
-    """Check one shard after the other.
+    """Check the index, then one shard after the other.
 
     Args:
         dataset: an open data set.
@@ -21,8 +22,15 @@ def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None
             and counts only.
 
     Yields:
-        one entry per shard: the first problem found in it, or None.
+        a problem of the index, if there is one; then one entry per shard: the first
+        problem found in it, or None.
     """
+    if hash_index(dataset.index) != dataset.manifest.index_hash:
+        yield ShardError(
+            f"{dataset.folder / INDEX_NAME} is not the index that the manifest was written with; "
+            "copy it again, or build the data set again",
+            shard=INDEX_NAME,
+        )
     counts = np.bincount(dataset.index.shard, minlength=len(dataset.manifest.shards))
     starts = np.concatenate([[0], np.cumsum(counts)])
     for shard in range(len(dataset.manifest.shards)):

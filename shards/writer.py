@@ -127,12 +127,17 @@ class ShardWriter:
         self._rows.append((sample, logmel, info))
 
     @property
+    def n_samples(self) -> int:
+        """Samples written so far."""
+        return len(self._rows)
+
+    @property
     def entry(self) -> ShardEntry:
         """The shard's row of the manifest."""
         return ShardEntry(
             name=self._name,
             size_bytes=self._file.n_bytes,
-            n_samples=len(self._rows),
+            n_samples=self.n_samples,
             sha256=self._file.sha256.hexdigest(),
         )
 

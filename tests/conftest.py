@@ -16,7 +16,7 @@ from hypothesis import settings
 from rich.console import Console
 
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.index import concatenate, write_index
+from melstream.shards.index import concatenate, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.writer import Sample, SampleInfo, write_shard
@@ -86,6 +86,7 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         n_rejects={},
         band_mean=tuple(values.mean(0)),
         band_std=tuple(values.std(0) + 1e-3),
+        index_hash=hash_index(index),
         build=BuildSettings(
             corpus="test",
             plan_hash="0" * 16,

@@ -1,22 +1,26 @@
 """A build is whole, restartable and explained, on real recordings and on bad input."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import zarr
 from conftest import read_with_webdataset
 
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.errors import DatasetError
+from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
 from melstream.shards.verify import find_problems
 from melstream.tools import build as build_module
+from melstream.tools import build_workers
 from melstream.tools.build import BuildReport, build
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.corpora import folder
@@ -131,8 +135,8 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(
         done += 1
         return original(job, on_clip)
 
-    original = build_module.build_shard
-    monkeypatch.setattr(build_module, "build_shard", dying)
+    original = build_workers.build_shard
+    monkeypatch.setattr(build_workers, "build_shard", dying)
     with pytest.raises(KeyboardInterrupt):
         run(plan, out)
     with pytest.raises(DatasetError, match="unfinished build"):
@@ -197,6 +201,8 @@ def bad_corpus(corpus: Path) -> Path:
     broken = noise.astype(np.float32)
     broken[100] = np.nan
     soundfile.write(bad / "nan.wav", broken, 48_000, subtype="FLOAT")
+    broken[100] = 1e30  # finite, but its power is not
+    soundfile.write(bad / "huge.wav", broken, 48_000, subtype="FLOAT")
     return corpus
 
 
@@ -205,7 +211,7 @@ def test_each_bad_file_is_a_counted_reject_and_nothing_else_is_lost(
 ) -> None:
     report = run(plan_of(bad_corpus), tmp_path / "out")
     reasons = {"truncated", "empty", "undecodable", "too_short", "silent", "not_finite"}
-    assert report.n_rejects == dict.fromkeys(sorted(reasons), 1)
+    assert report.n_rejects == dict.fromkeys(sorted(reasons), 1) | {"not_finite": 2}
     assert report.n_samples == 12
     lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     rejects = {json.loads(line)["source"]: json.loads(line) for line in lines}
@@ -216,6 +222,7 @@ def test_each_bad_file_is_a_counted_reject_and_nothing_else_is_lost(
         "bad/short.wav": "too_short",
         "bad/silent.wav": "silent",
         "bad/nan.wav": "not_finite",
+        "bad/huge.wav": "not_finite",
     }
     assert {source: reject["reason"] for source, reject in rejects.items()} == expected
     assert all(reject["message"] for reject in rejects.values())
@@ -252,7 +259,7 @@ def test_a_corpus_of_nothing_but_bad_files_is_an_error(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("no audio")
     with pytest.raises(
-        DatasetError, match=r"not one of 1 clips became a sample \(1 undecodable\)"
+        MelstreamError, match=r"not one of 1 clips became a sample \(1 undecodable\)"
     ):
         run(plan_of(tmp_path / "corpus"), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -294,3 +301,54 @@ def test_the_plan_spreads_each_class_over_the_shards(recordings: Path) -> None:
     plan = plan_of(recordings / "train", max_shard_samples=20)
     for clips in plan.shards:
         assert len({clip.labels for clip in clips}) >= 4
+
+
+def test_a_bad_file_whose_name_is_not_utf8_is_a_reject_too(corpus: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    (corpus / "bad").mkdir()
+    (corpus / "bad" / name).write_text("no audio")
+    report = run(plan_of(corpus), tmp_path / "out")
+    assert report.n_rejects == {"undecodable": 1}
+    assert "caf\\xe9" in json.loads((tmp_path / "out" / "rejects.jsonl").read_text())["message"]
+
+
+def test_an_error_nobody_foresaw_is_a_reject_with_its_words(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(path: Path, spec: object, *, min_duration_s: float) -> object:
+        if path.name == "3.flac":
+            raise ZeroDivisionError("what a strange file")
+        return load_waveform(path, SPEC, min_duration_s=min_duration_s)
+
+    monkeypatch.setattr("melstream.tools.build_shard.load_waveform", odd)
+    report = run(plan_of(corpus), tmp_path / "out")
+    assert report.n_rejects == {"failed": 1}
+    message = json.loads((tmp_path / "out" / "rejects.jsonl").read_text())["message"]
+    assert message == "ZeroDivisionError: what a strange file"
+
+
+def test_a_clip_too_short_for_one_frame_is_a_reject(corpus: Path, tmp_path: Path) -> None:
+    soundfile.write(next(corpus.iterdir()) / "blip.wav", np.full(200, 0.1), 16_000)
+    settings = {"features": PRESETS["kaldi128"], "min_duration_s": 0.01, "max_shard_samples": 1}
+    report = run(plan_of(corpus, **settings), tmp_path / "out")
+    assert report.n_rejects == {"too_short": 1}
+    assert report.n_samples == 12
+
+
+def test_a_whole_video_under_the_name_of_a_clip_is_a_reject(corpus: Path, tmp_path: Path) -> None:
+    listing = folder.scan(corpus)
+    clips = [
+        replace(clip, duration_s=1e-3 if n == 5 else 60.0) for n, clip in enumerate(listing.clips)
+    ]
+    listing = Listing(tuple(clips), listing.label_names, None, 0)
+    plan = make_plan(listing, PlanSettings(corpus="folder", features=SPEC))
+    assert run(plan, tmp_path / "out").n_rejects == {"mis_sized": 1}
+
+
+def test_an_altered_index_is_found(corpus: Path, tmp_path: Path) -> None:
+    run(plan_of(corpus), tmp_path / "out")
+    index = zarr.open_group(tmp_path / "out" / "index.zarr", mode="r+")
+    index["label_ids"][...] = 0
+    first, *rest = find_problems(open_dataset(tmp_path / "out"), full=False)
+    assert "is not the index that the manifest was written with" in str(first)
+    assert rest == [None]

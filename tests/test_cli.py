@@ -94,14 +94,14 @@ def test_build_then_inspect_and_verify(
             2,
             "no.csv",
         ),
-        (["inspect", "{tmp}/empty"], 1, "build one with 'melstream build'"),
+        (["inspect", "{tmp}/empty"], 2, "build one with 'melstream build'"),
         (["pretrain", "none", "--data", "{tmp}", "--out", "{tmp}/run"], 2, "no recipe 'none'"),
         (
             [*PRETRAIN, "{tmp}", "--set", "optim.rl=1"],
             2,
             "unknown key `optim.rl`",
         ),
-        ([*PRETRAIN, "{tmp}/empty"], 1, "no data set"),
+        ([*PRETRAIN, "{tmp}/empty"], 2, "no data set"),
         (
             [*PRETRAIN, "{tmp}", "--device", "abacus"],
             2,

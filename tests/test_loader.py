@@ -92,13 +92,16 @@ def test_a_batch_is_the_same_whenever_and_by_whomever_it_is_made(small_dataset: 
 
 
 def test_ranks_together_make_the_global_batch(small_dataset: Dataset) -> None:
-    config = LoaderConfig(crop_frames=20)  # every clip is longer: no padding, equal masks
-    whole = make_loader(small_dataset, config).batch(5)
-    for world_size in (2, 4):
-        for rank in range(world_size):
-            part = make_loader(small_dataset, config, rank=rank, world_size=world_size).batch(5)
-            assert torch.equal(part.logmel, whole.logmel[rank::world_size])
-            assert part.keys == whole.keys[rank::world_size]
+    for step in range(7):
+        whole = make_loader(small_dataset, MASKED).batch(step)
+        for world_size in (2, 4):
+            for rank in range(world_size):
+                loader = make_loader(small_dataset, MASKED, rank=rank, world_size=world_size)
+                part = loader.batch(step)
+                assert part.keys == whole.keys[rank::world_size]
+                for name in ("logmel", "n_frames", "labels", "mask", "distractors"):
+                    share = getattr(whole, name)[rank::world_size]
+                    assert torch.equal(getattr(part, name), share), name
 
 
 def test_evaluation_pads_to_the_longest_and_marks_what_fills_the_batch(

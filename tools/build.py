@@ -6,32 +6,30 @@ Everything until the last step happens in ``<out>/.build``; the manifest is writ
 An interrupted build goes on where it was, a finished one is left alone.
 """
 
+import contextlib
+import fcntl
 import json
-import multiprocessing
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from ..shards.errors import DatasetError, SampleError
+from ..shards.errors import DatasetError, MelstreamError, SampleError
 from ..shards.files import sync_folder, write_bytes
-from ..shards.index import concatenate, write_index
+from ..shards.index import concatenate, hash_index, write_index
 from ..shards.keys import make_key
 from ..shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 from .build_plan import Plan
-from .build_shard import DoneRecord, Reject, ShardJob, build_shard, read_index_part, reject
+from .build_shard import DoneRecord, Reject, ShardJob, read_index_part, reject
+from .build_workers import run_jobs
 from .progress import Report
 
 STAGING_NAME = ".build"
 REJECTS_NAME = "rejects.jsonl"
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,8 @@ def build(plan: Plan, out: Path, *, n_jobs: int, report: Report) -> BuildReport:
         report: called with the number of clips done.
 
     Raises:
-        DatasetError: ``out`` holds something else, or no clip became a sample.
+        DatasetError: ``out`` holds something else.
+        MelstreamError: no clip became a sample, or a worker process died.
         OSError: the disk is full or not writable; what was finished is kept.
     """
     start = time.monotonic()
@@ -84,15 +83,15 @@ def build(plan: Plan, out: Path, *, n_jobs: int, report: Report) -> BuildReport:
     if is_built(plan, out):
         shutil.rmtree(staging, ignore_errors=True)
         return _report(out, read_manifest(out), (), start)
-    _claim(plan, out)
-    jobs = _make_jobs(plan, staging)
-    todo = [job for job in jobs if not job.record_path.exists()]
-    n_done = plan.n_clips - sum(len(job.clips) for job in todo)
-    for n_clips in _run(todo, n_jobs):
-        report(n_done + n_clips, "clips")
-    records = [DoneRecord.model_validate_json(job.record_path.read_bytes()) for job in jobs]
-    manifest = _assemble(plan, jobs, records, out)
-    shutil.rmtree(staging)
+    with _claimed(plan, out) as prefix:
+        jobs = _make_jobs(plan, staging)
+        todo = [job for job in jobs if not job.record_path.exists()]
+        n_done = plan.n_clips - sum(len(job.clips) for job in todo)
+        for n_clips in run_jobs(todo, n_jobs):
+            report(n_done + n_clips, "clips")
+        records = [_read_record(job) for job in jobs]
+        manifest = _assemble(plan, jobs, records, out, prefix)
+        shutil.rmtree(staging)
     return _report(out, manifest, [records[job.number] for job in todo], start)
 
 
@@ -115,23 +114,39 @@ def is_built(plan: Plan, out: Path) -> bool:
     return True
 
 
-def _claim(plan: Plan, out: Path) -> None:
-    """Mark ``out`` as being built by this plan."""
+@contextlib.contextmanager
+def _claimed(plan: Plan, out: Path) -> Iterator[str]:
+    """Hold ``out`` for this build alone.
+
+    Yields:
+        the first part of the shards' names, kept from the first run on.
+
+    Raises:
+        DatasetError: ``out`` holds something else, or another process builds there.
+    """
     claim = out / STAGING_NAME / "plan.json"
     out.mkdir(parents=True, exist_ok=True)
-    if claim.exists():
-        if json.loads(claim.read_bytes())["plan_hash"] != plan.hash:
+    if not claim.exists():
+        found = [path.name for path in out.iterdir() if path != claim.parent]
+        if found:
             raise DatasetError(
-                f"{out} holds an unfinished build of other files or settings; choose another "
-                f"--out, or remove {claim.parent} to give it up"
+                f"{out} must be new or empty, found {found[0]}; choose another --out"
             )
-    elif any(out.iterdir()):
-        raise DatasetError(
-            f"{out} must be new or empty, found {next(out.iterdir()).name}; choose another --out"
-        )
-    else:
-        claim.parent.mkdir()
-        write_bytes(claim, json.dumps({"plan_hash": plan.hash}).encode())
+        claim.parent.mkdir(exist_ok=True)
+        prefix = make_key(out.resolve().name)
+        write_bytes(claim, json.dumps({"plan_hash": plan.hash, "prefix": prefix}).encode())
+    with claim.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"another process is building in {out}; let it finish") from error
+        content = json.loads(file.read())
+        if content["plan_hash"] != plan.hash:
+            raise DatasetError(
+                f"{out} holds an unfinished build of other files, settings or of another version; "
+                f"choose another --out, or remove {claim.parent} to give it up"
+            )
+        yield content["prefix"]
 
 
 def _make_jobs(plan: Plan, staging: Path) -> list[ShardJob]:
@@ -148,79 +163,52 @@ def _make_jobs(plan: Plan, staging: Path) -> list[ShardJob]:
     ]
 
 
-def _run(jobs: Sequence[ShardJob], n_jobs: int) -> Iterator[int]:
-    """Run the jobs and yield, now and then, how many clips are done."""
-    if min(n_jobs, len(jobs)) <= 1:
-        yield from _run_here(jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with ProcessPoolExecutor(
-        min(n_jobs, len(jobs)), context, initializer=_start_worker, initargs=(counter,)
-    ) as pool:
-        pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                yield counter.value
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _run_here(jobs: Sequence[ShardJob]) -> Iterator[int]:
-    n_done = 0
-    for job in jobs:
-        build_shard(job, lambda: None)
-        n_done += len(job.clips)
-        yield n_done
-
-
-_counter: Any = None  # clips done, shared by the worker processes; set once when one starts
-
-
-def _start_worker(counter: Any) -> None:
-    global _counter
-    _counter = counter
-    threadpool_limits(1)  # one process per core: BLAS threads would only fight
-
-
-def _work(job: ShardJob) -> None:
-    build_shard(job, _count)
-
-
-def _count() -> None:
-    with _counter.get_lock():
-        _counter.value += 1
+def _read_record(job: ShardJob) -> DoneRecord:
+    record = DoneRecord.model_validate_json(job.record_path.read_bytes())
+    n_found = len(record.rejects) + (record.entry.n_samples if record.entry else 0)
+    if n_found != len(job.clips):
+        raise DatasetError(
+            f"{job.record_path} must account for {len(job.clips)} clips, found {n_found}; remove "
+            "it and run the same command again"
+        )
+    return record
 
 
 def _assemble(
-    plan: Plan, jobs: Sequence[ShardJob], records: Sequence[DoneRecord], out: Path
+    plan: Plan, jobs: Sequence[ShardJob], records: Sequence[DoneRecord], out: Path, prefix: str
 ) -> Manifest:
     """Give the shards their names and write index, rejects and, last, the manifest."""
     filled = [(job, r.entry) for job, r in zip(jobs, records, strict=True) if r.entry is not None]
     rejects = _all_rejects(plan, records)
     if not filled:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in _count_reasons(rejects).items())
         shutil.rmtree(out / STAGING_NAME)
-        raise DatasetError(f"not one of {plan.n_clips} clips became a sample ({reasons})")
-    entries = [_publish(job, entry, out, n) for n, (job, entry) in enumerate(filled)]
+        reasons = ", ".join(f"{n} {reason}" for reason, n in _count_reasons(rejects).items())
+        examples = "".join(f"\n  {r.source}: {r.message}" for r in rejects[:3])
+        raise MelstreamError(
+            f"not one of {plan.n_clips} clips became a sample ({reasons}), such as{examples}"
+        )
+    entries = [
+        _publish(job, entry, out / f"{prefix}-{n:06d}.tar") for n, (job, entry) in enumerate(filled)
+    ]
     sync_folder(out)
-    write_index(out, concatenate([read_index_part(job) for job, _ in filled]))
+    index = concatenate([read_index_part(job) for job, _ in filled])
+    write_index(out, index)
     write_bytes(out / REJECTS_NAME, "".join(r.model_dump_json() + "\n" for r in rejects).encode())
-    manifest = _make_manifest(plan, entries, records, rejects)
+    manifest = _make_manifest(plan, entries, records, rejects, hash_index(index))
     write_manifest(out, manifest)
     return manifest
 
 
-def _publish(job: ShardJob, entry: ShardEntry, out: Path, number: int) -> ShardEntry:
+def _publish(job: ShardJob, entry: ShardEntry, path: Path) -> ShardEntry:
     """Move a shard to its final name; done already where an assembly was interrupted."""
-    name = f"{make_key(out.resolve().name)}-{number:06d}.tar"
     if job.tar_path.exists():
-        job.tar_path.replace(out / name)
-    return entry.model_copy(update={"name": name})
+        job.tar_path.replace(path)
+    if not path.exists() or path.stat().st_size != entry.size_bytes:
+        raise DatasetError(
+            f"{path} was finished and is gone or altered; remove {job.record_path} and run the "
+            "same command again to build it anew"
+        )
+    return entry.model_copy(update={"name": path.name})
 
 
 def _all_rejects(plan: Plan, records: Sequence[DoneRecord]) -> list[Reject]:
@@ -239,6 +227,7 @@ def _make_manifest(
     entries: Sequence[ShardEntry],
     records: Sequence[DoneRecord],
     rejects: Sequence[Reject],
+    index_hash: str,
 ) -> Manifest:
     n_frames = sum(record.n_frames for record in records)
     mean = np.sum([record.band_sum for record in records], axis=0) / n_frames
@@ -256,6 +245,7 @@ def _make_manifest(
         n_ignored=plan.listing.n_ignored,
         band_mean=tuple(mean.tolist()),
         band_std=tuple(std.tolist()),
+        index_hash=index_hash,
         build=plan.build_settings,
     )
 

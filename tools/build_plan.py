@@ -8,7 +8,10 @@ sample of the corpus: neighbours in a shard do not share a class or a source.
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import soundfile
@@ -47,7 +50,7 @@ class Plan:
         listing: the corpus.
         shards: the clips of each shard, in stored order.
         missing: clips without a file.
-        hash: of everything above.
+        hash: of everything above and the program's version; files count by name and size.
     """
 
     settings: PlanSettings
@@ -91,12 +94,13 @@ def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
             "file; check the folder"
         )
     present.sort(key=lambda clip: (xxhash.xxh3_64_intdigest(clip.key.encode()), clip.key))
+    shards = _cut(present, settings)
     return Plan(
         settings=settings,
         listing=listing,
-        shards=_cut(present, settings),
+        shards=shards,
         missing=missing,
-        hash=_hash(listing, settings),
+        hash=_hash(listing, settings, shards),
     )
 
 
@@ -131,13 +135,16 @@ def _estimate_bytes(clip: Clip, spec: FeatureSpec) -> int:
 def _estimate_duration(clip: Clip) -> float:
     assert clip.path is not None
     try:
-        return soundfile.info(clip.path).duration
+        return soundfile.info(os.fsencode(clip.path)).duration  # pyright: ignore[reportArgumentType]
     except (soundfile.LibsndfileError, RuntimeError):
         return clip.path.stat().st_size / GUESSED_BYTES_PER_SECOND
 
 
-def _hash(listing: Listing, settings: PlanSettings) -> str:
-    digest = hashlib.sha256(settings.model_dump_json().encode())
+def _hash(listing: Listing, settings: PlanSettings, shards: Sequence[Sequence[Clip]]) -> str:
+    """Hash what decides the bytes: version, settings, clips, and the cut into shards."""
+    digest = hashlib.sha256(version("melstream").encode())
+    digest.update(settings.model_dump_json().encode())
+    digest.update(json.dumps([len(clips) for clips in shards]).encode())
     digest.update(json.dumps([listing.label_names, listing.label_ids]).encode())
     for clip in listing.clips:
         row = [clip.key, clip.source, clip.labels, clip.start_s, clip.duration_s, _size(clip.path)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..pipeline.logmel import LogMel
@@ -21,6 +22,8 @@ from ..shards.manifest import ShardEntry
 from ..shards.spec import FeatureSpec
 from ..shards.writer import Sample, SampleInfo, ShardWriter, write_shard
 from .corpora.corpus import Clip
+
+MAX_LENGTHS = 2.0  # of the duration in the metadata; downloads cut at key frames are a bit longer
 
 
 class Reject(BaseModel):
@@ -37,7 +40,7 @@ class Reject(BaseModel):
 class DoneRecord(BaseModel):
     """What a finished shard reports."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     entry: ShardEntry | None = Field(description="none where every clip was rejected")
     rejects: tuple[Reject, ...]
@@ -101,19 +104,21 @@ def build_shard(job: ShardJob, on_clip: Callable[[], None]) -> DoneRecord:
     logmel = LogMel(job.features)
     with write_shard(job.tar_path) as writer:
         for clip in job.clips:
-            try:
-                sample = _make_sample(clip, job, logmel)
+            sample = _try_sample(clip, job, logmel)
+            if isinstance(sample, Sample):
                 writer.write(sample)
                 statistics.add(sample)
-            except SampleError as error:
-                rejects.append(reject(clip, error))
+            else:
+                rejects.append(sample)
             on_clip()
     return _finish(job, writer, rejects, statistics)
 
 
 def reject(clip: Clip, error: SampleError) -> Reject:
     """Describe a clip that did not become a sample."""
-    return Reject(key=clip.key, source=clip.source, reason=error.reason, message=str(error))
+    # A path that is not UTF-8 stands in the message with surrogates, which JSON cannot hold.
+    message = str(error).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Reject(key=clip.key, source=clip.source, reason=error.reason, message=message)
 
 
 def read_index_part(job: ShardJob) -> Index:
@@ -122,9 +127,26 @@ def read_index_part(job: ShardJob) -> Index:
         return Index(dict(columns))
 
 
+def _try_sample(clip: Clip, job: ShardJob, logmel: LogMel) -> Sample | Reject:
+    """Make a sample, or say why not: no input, however odd, may end a build."""
+    try:
+        return _make_sample(clip, job, logmel)
+    except SampleError as error:
+        return reject(clip, error)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        return reject(clip, SampleError(message, reason="failed"))
+
+
 def _make_sample(clip: Clip, job: ShardJob, logmel: LogMel) -> Sample:
     assert clip.path is not None
     audio = load_waveform(clip.path, job.features, min_duration_s=job.min_duration_s)
+    if clip.duration_s and audio.duration_s > MAX_LENGTHS * clip.duration_s:
+        raise SampleError(
+            f"{clip.path} must have about {clip.duration_s:g} s by the metadata, found "
+            f"{audio.duration_s:.1f} s",
+            reason="mis_sized",
+        )
     info = SampleInfo(
         labels=tuple(job.label_names[i] for i in clip.labels),
         source=clip.source,
@@ -135,14 +157,26 @@ def _make_sample(clip: Clip, job: ShardJob, logmel: LogMel) -> Sample:
         peak=audio.peak,
         rms_dbfs=audio.rms_dbfs,
     )
-    features = logmel(audio.waveform).astype(np.float16)
+    features = _store(logmel(audio.waveform), clip.path)
     return Sample(key=clip.key, logmel=features, label_ids=clip.labels, info=info)
+
+
+def _store(logmel: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float16]:
+    """Round to the stored type; refuse what has no frame, or a value that does not fit."""
+    if not len(logmel):
+        raise SampleError(f"{path} is too short for one frame", reason="too_short")
+    if not np.isfinite(logmel).all():
+        raise SampleError(
+            f"{path} must stay within the range of a waveform, its log-mel is not finite",
+            reason="not_finite",
+        )
+    return logmel.astype(np.float16)
 
 
 def _finish(
     job: ShardJob, writer: ShardWriter, rejects: list[Reject], statistics: "_Statistics"
 ) -> DoneRecord:
-    is_empty = statistics.n_frames == 0
+    is_empty = writer.n_samples == 0
     if is_empty:
         job.tar_path.unlink()
     else:

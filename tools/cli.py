@@ -4,11 +4,12 @@ Exit codes: 0 done, 1 problems in the data, 2 a wrong call. Heavy imports happen
 verbs, so that ``--help`` answers at once.
 """
 
+import contextlib
 import inspect as signatures
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from ..shards.errors import MelstreamError
+from ..shards.errors import DatasetError, MelstreamError
 from .corpora.corpus import Listing, find_corpora
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def main() -> None:
         if os.environ.get("MELSTREAM_TRACEBACK"):
             raise
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(2 if isinstance(error, ValueError | DatasetError) else 1)
 
 
 def _plain(error: BaseException) -> str:
@@ -75,6 +76,16 @@ def _print_version(is_asked: bool) -> None:
     if is_asked:
         out_console.print(f"melstream {version('melstream')}", highlight=False)
         raise typer.Exit
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        err_console.print("interrupted; the same command goes on where it was")
+        raise typer.Exit(130) from interrupt
 
 
 @app.callback()
@@ -116,7 +127,7 @@ def _build(
         max_shard_bytes=round(shard_mb * 1e6),
     )
     plan = make_plan(listing, settings)
-    with progress("building", plan.n_clips, err_console) as report:
+    with _resumable(), progress("building", plan.n_clips, err_console) as report:
         result = build(plan, out, n_jobs=jobs or os.cpu_count() or 1, report=report)
     if as_json:
         print(json.dumps(report_as_json(result), indent=1))
@@ -320,7 +331,7 @@ def demo(
         Option(
             "--out",
             metavar="FOLDER",
-            help="Where everything goes; removed first if it is a demo's.",
+            help="Where everything goes; a second run goes on from there.",
         ),
     ] = Path("melstream-demo"),
     source: Annotated[
@@ -335,7 +346,8 @@ def demo(
     """
     from .demo import run_demo
 
-    run_demo(out, source=source, n_jobs=jobs or os.cpu_count() or 1, console=out_console)
+    with _resumable():
+        run_demo(out, source=source, n_jobs=jobs or os.cpu_count() or 1, console=out_console)
 
 
 @app.command()

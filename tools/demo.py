@@ -28,6 +28,7 @@ from .inspect import describe, print_description
 from .pretrain import pretrain
 from .progress import progress
 from .recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+from .training import Result
 
 PRETRAIN_RECIPE = "demo-pretrain"
 FINETUNE_RECIPE = "demo-finetune"
@@ -73,14 +74,16 @@ def majority(train: Dataset, held_out: Dataset) -> TaggingMetrics:
     """Evaluate what needs no model: score every clip by the training set's class shares.
 
     Returns:
-        the metrics on ``held_out``, whose classes are those of ``train``.
+        the metrics on ``held_out``, whose classes are among those of ``train``.
     """
-    n_classes = len(train.manifest.label_names)
+    names = train.manifest.label_names
+    n_classes = len(names)
+    places = np.array([names.index(name) for name in held_out.manifest.label_names])
     counts = np.bincount(train.index.label_ids, minlength=n_classes)
     scores = np.tile((counts / counts.sum()).astype(np.float32), (len(held_out), 1))
     labels = np.zeros((len(held_out), n_classes), bool)
     rows = np.repeat(np.arange(len(held_out)), np.diff(held_out.index.label_indptr))
-    labels[rows, held_out.index.label_ids] = True
+    labels[rows, places[held_out.index.label_ids]] = True
     return tagging_metrics(scores, labels, "single_label")
 
 
@@ -98,6 +101,7 @@ def _pretrain(train: Dataset, out: Path, device: torch.device, console: Console)
     _title(console, f"melstream pretrain {PRETRAIN_RECIPE} --data {train.folder} --out {run}")
     recipe = load_recipe(PRETRAIN_RECIPE, PretrainRecipe)
     result = pretrain(recipe, train.folder, run, device=device, console=console, resume=True)
+    _require_complete(result)
     if result.figures:
         console.print(
             f"contrastive accuracy {result.figures['accuracy']:.1%} among "
@@ -121,9 +125,16 @@ def _finetune(
         f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}",
     )
     recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe)
-    finetune(
+    result = finetune(
         recipe, train.folder, run, device=device, console=console, encoder_path=encoder, resume=True
     )
+    _require_complete(result)
+
+
+def _require_complete(result: Result) -> None:
+    """Stop the story where a run was stopped; its checkpoint is written."""
+    if not result.is_complete:
+        raise KeyboardInterrupt
 
 
 def _print_results(

@@ -12,7 +12,8 @@ import numpy as np
 
 REQUIRED = ("numpy", "numba", "scipy", "soundfile", "av", "soxr", "zarr", "torch", "torchaudio")
 TORCH_PAIR = (
-    'pip install --index-url https://pypi.org/simple "torch>=2.11,<2.12" "torchaudio>=2.11,<2.12"'
+    'pip install --force-reinstall "torch>=2.11,<2.12" "torchaudio>=2.11,<2.12" '
+    "(both from PyPI: they must be built for each other)"
 )
 
 

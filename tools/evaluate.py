@@ -16,6 +16,7 @@ from ..model.tagger import Tagger, Task
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
 from ..shards.dataset import Dataset, open_dataset
+from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
 from .model_folder import ModelCard, load_tagger, require_features
 
@@ -41,7 +42,7 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(tagger: Tagger, card: ModelCard, dataset: Dataset) -> Predictions:
-    """Score every clip of a data set once, whole.
+    """Score every clip of a data set once; what is longer than a minute, by its first minute.
 
     Args:
         tagger: the model, on its device; left in evaluation mode.
@@ -80,8 +81,13 @@ def evaluate(model: Path, data: Path, *, device: torch.device) -> tuple[TaggingM
         device: where to compute.
     """
     tagger, card = load_tagger(model)
+    dataset = open_dataset(data)
+    if not dataset.manifest.label_names:
+        raise DatasetError(
+            f"{data} has no labels to measure against; build it from a labelled corpus"
+        )
     assert card.tagger is not None
-    predictions = predict(tagger.to(device), card, open_dataset(data))
+    predictions = predict(tagger.to(device), card, dataset)
     return predictions.metrics(card.tagger.task), card
 
 
@@ -99,12 +105,18 @@ def as_json(metrics: TaggingMetrics, card: ModelCard) -> dict[str, Any]:
         }
         for name, n, ap, auc, r in zip(card.label_names, *columns, strict=True)
     ]
-    return {"n_clips": metrics.n_samples, **metrics.summary(), "classes": classes}
+    summary = {name: _json_number(value) for name, value in metrics.summary().items()}
+    return {"n_clips": metrics.n_samples, **summary, "classes": classes}
+
+
+def _json_number(value: float | int) -> float | int | str:
+    """Keep whole numbers whole; write an infinite d' as a word, since JSON has none."""
+    return value if isinstance(value, int) or np.isfinite(value) else str(value)
 
 
 def _or_none(value: float | None) -> float | None:
-    """Turn NaN, a figure that is not defined, into JSON's null."""
-    return None if value is None or np.isnan(value) else float(value)
+    """Turn a figure that is not defined into JSON's null."""
+    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def write_report(path: Path, metrics: TaggingMetrics, card: ModelCard) -> None:

@@ -43,7 +43,8 @@ def finetune(
         device: where to train.
         console: where progress is shown.
         encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
-        valid: data set to validate on every ``train.validate_every`` steps.
+        valid: data set to validate on every ``train.validate_every`` steps and at the end;
+            the weights that did best there become the model. None: the last weights do.
         resume: go on from the last checkpoint in ``out``.
 
     Raises:
@@ -53,11 +54,15 @@ def finetune(
     dataset = open_dataset(data)
     _require_labels(dataset, recipe.tagger.task)
     held_out = None if valid is None else open_dataset(valid)
+    if held_out is not None:
+        _require_same_labels(held_out, dataset)
     torch.manual_seed(recipe.train.seed)
     encoder, history = _body(recipe, dataset, encoder_path)
     label_names = dataset.manifest.label_names
     tagger = Tagger(encoder, recipe.tagger, len(label_names)).to(device)
-    order = training_order(dataset, recipe.data, seed=recipe.train.seed, console=console)
+    order = training_order(
+        dataset, recipe.data, seed=recipe.train.seed, min_frames=1, console=console
+    )
     crops = training_crops(
         recipe.data,
         dataset.manifest.features,
@@ -105,7 +110,7 @@ def finetune(
     )
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete:
-        write_model(out / MODEL_NAME, tagger.state_dict(), card)
+        write_model(out / MODEL_NAME, trainer.best_weights(), card)
     return result
 
 
@@ -128,6 +133,18 @@ def _groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, object]]:
     body = parameter_groups(tagger.encoder, recipe.optim.lr, decay)
     head = parameter_groups(tagger.head, recipe.finetune.head_lr, decay)
     return head + [g | {"frozen_steps": recipe.finetune.freeze_body_steps} for g in body]
+
+
+def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
+    """Refuse a validation set that a model of the training set cannot be measured on."""
+    held_out.manifest.features.require_same(dataset.manifest.features, str(held_out.folder))
+    unknown = set(held_out.manifest.label_names) - set(dataset.manifest.label_names)
+    if unknown or not held_out.manifest.label_names:
+        found = f"{sorted(unknown)[:5]} beside them" if unknown else "none"
+        raise DatasetError(
+            f"{held_out.folder} must have labels among those of {dataset.folder}, found {found}; "
+            "build both with one label list"
+        )
 
 
 def _require_labels(dataset: Dataset, task: str) -> None:

@@ -14,6 +14,7 @@ from ..shards.errors import REASONS
 from .corpora.corpus import IGNORED
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MAX_MARKS = 32  # of a line of blocks, so that it fits a narrow terminal
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -182,6 +183,8 @@ def _bands(found: Description) -> Table:
 
 
 def _sparkline(values: tuple[float, ...]) -> str:
+    n_marks = min(len(values), MAX_MARKS)
+    values = tuple(float(np.mean(part)) for part in np.array_split(values, n_marks))
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in values)

@@ -11,7 +11,7 @@ from ..model.tagger import Tagger, TaggerConfig
 from ..shards.errors import DatasetError
 from ..shards.manifest import Manifest
 from ..shards.spec import FeatureSpec
-from .run_folder import MODEL_NAME
+from .run_folder import CHECKPOINTS_NAME, MODEL_NAME
 
 
 class ModelCard(BaseModel):
@@ -43,7 +43,7 @@ def load_encoder(path: Path) -> tuple[AudioEncoder, ModelCard]:
     state, card = _read(path)
     if card.kind != "encoder":
         raise DatasetError(
-            f"{path} holds a {card.kind}, an encoder is needed: a run of 'melstream pretrain'"
+            f"{path} must hold an encoder, found a {card.kind}; give a run of 'melstream pretrain'"
         )
     encoder = AudioEncoder(card.encoder)
     encoder.load_state_dict(state)
@@ -59,7 +59,7 @@ def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
     state, card = _read(path)
     if card.kind != "tagger" or card.tagger is None:
         raise DatasetError(
-            f"{path} holds a {card.kind}, a tagger is needed: a run of 'melstream finetune'"
+            f"{path} must hold a tagger, found an {card.kind}; give a run of 'melstream finetune'"
         )
     tagger = Tagger(AudioEncoder(card.encoder), card.tagger, len(card.label_names))
     tagger.load_state_dict(state)
@@ -73,6 +73,8 @@ def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
     folder = path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
+    if (path / CHECKPOINTS_NAME).is_dir() and folder == path:
+        raise DatasetError(f"the run in {path} is not finished; go on with it by --resume")
     if not folder.is_dir():
         raise DatasetError(
             f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'"

@@ -21,6 +21,7 @@ from .recipe import DataConfig, PretrainRecipe
 from .run_folder import MODEL_NAME, claim_run
 from .training import Learner, Result, Trainer
 
+MIN_MASKED_STEPS = 2  # a masked step needs another one as its distractor
 CONSTANT_BAND_STD = 1e-3  # of a log-mel; float16 rounds by more
 
 
@@ -49,7 +50,13 @@ def pretrain(
     """
     dataset = open_dataset(data)
     encoder_config = recipe.model.encoder_config(dataset.manifest.features.n_mels)
-    order = training_order(dataset, recipe.data, seed=recipe.train.seed, console=console)
+    order = training_order(
+        dataset,
+        recipe.data,
+        seed=recipe.train.seed,
+        min_frames=MIN_MASKED_STEPS * encoder_config.stride,
+        console=console,
+    )
     loader_config = training_crops(
         recipe.data,
         dataset.manifest.features,
@@ -94,16 +101,16 @@ def pretrain(
 
 
 def training_order(
-    dataset: Dataset, config: DataConfig, *, seed: int, console: Console
+    dataset: Dataset, config: DataConfig, *, seed: int, min_frames: int, console: Console
 ) -> TrainingOrder:
     """Return the order over the clips that are long enough, and say how many are not."""
-    manifest = dataset.manifest
-    rows = np.flatnonzero(dataset.index.duration_s >= config.min_s)
+    manifest, index = dataset.manifest, dataset.index
+    rows = np.flatnonzero((index.duration_s >= config.min_s) & (index.n_frames >= min_frames))
     n_short = len(dataset) - len(rows)
     if n_short:
+        min_s = max(config.min_s, manifest.features.duration_s(min_frames))
         console.print(
-            f"{len(rows)} of {len(dataset)} clips take part, {n_short} are shorter than "
-            f"data.min_s = {config.min_s:g} s",
+            f"{len(rows)} of {len(dataset)} take part, {n_short} are shorter than {min_s:g} s",
             highlight=False,
         )
     order_config = OrderConfig(

@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..model.encoder import PRESETS, EncoderConfig
 from ..model.optim import OptimConfig
@@ -82,15 +82,29 @@ class TrainConfig(_Section):
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best")
 
 
-class PretrainRecipe(_Section):
-    """All of a pre-training run."""
+class _Recipe(_Section):
+    """What both kinds of run have."""
 
     data: DataConfig
-    mask: MaskConfig = MaskConfig()
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _has_room_for_the_warmup(self) -> Self:
+        if self.optim.warmup_steps >= self.train.steps:
+            raise ValueError(
+                f"`optim.warmup_steps` must be below `train.steps` ({self.train.steps}), found "
+                f"{self.optim.warmup_steps}"
+            )
+        return self
+
+
+class PretrainRecipe(_Recipe):
+    """All of a pre-training run."""
+
+    mask: MaskConfig = MaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
 
 
 class FinetuneConfig(_Section):
@@ -104,15 +118,11 @@ class FinetuneConfig(_Section):
     )
 
 
-class FinetuneRecipe(_Section):
+class FinetuneRecipe(_Recipe):
     """All of a fine-tuning run; ``[model]`` counts only when training from scratch."""
 
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
     tagger: TaggerConfig = TaggerConfig()
     finetune: FinetuneConfig
-    optim: OptimConfig
-    train: TrainConfig
 
 
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
@@ -188,6 +198,8 @@ def _explain(
     schema: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str
 ) -> str:
     path = ".".join(str(part) for part in location)
+    if kind == "value_error":  # our own words, which name the fields
+        return message.removeprefix("Value error, ")
     if kind != "extra_forbidden":
         return f"`{path}`: {message[0].lower()}{message[1:]}"
     valid = sorted(_fields_at(schema, location[:-1]))

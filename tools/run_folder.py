@@ -47,7 +47,7 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
                 f"{folder} holds another run, it cannot be resumed with these settings "
                 f"({'; '.join(changed)}); use its own, or choose another --out"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not p.name.startswith(CONFIG_NAME) for p in folder.iterdir()):
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())

@@ -31,6 +31,7 @@ from ..model.optim import OptimConfig, build_optimizer, learning_rate, set_learn
 from ..pipeline.loader import Batch, Loader
 from ..pipeline.order import TrainingOrder
 from ..shards.errors import MelstreamError
+from ..shards.files import write_bytes
 from .progress import Report, progress
 from .recipe import TrainConfig
 from .run_folder import CHECKPOINTS_NAME, METRICS_NAME, TENSORBOARD_NAME
@@ -153,14 +154,16 @@ class Trainer:
                 report(step, f"loss {log.last['loss']:.3f}")
             if self._is_due(self._train.validate_every):
                 self._validate(log)
-            if self._is_due(self._train.checkpoint_every) or step == self._train.steps:
+            if self._is_due(self._train.checkpoint_every):
                 self._save()
         batches.close()
         if interrupted:
             self._save()
 
     def _is_due(self, every: int) -> bool:
-        return every > 0 and self._at.step % every == 0
+        """Say whether something that happens every so many steps, and at the end, is due."""
+        is_last = self._at.step == self._train.steps
+        return is_last or (every > 0 and self._at.step % every == 0)
 
     def _timed_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float, float]:
         """Return figures (on the device), samples, seconds waited for data, seconds in all."""
@@ -203,7 +206,19 @@ class Trainer:
             self._at.best_metric, self._at.best_step = figures[self._learner.metric], self._at.step
             self._save()
 
+    def best_weights(self) -> dict[str, Tensor]:
+        """Return the weights that did best on held-out data, or the last ones without it."""
+        if self._at.best_step in (-1, self._at.step):
+            return self._learner.module.state_dict()
+        root = self._folder / CHECKPOINTS_NAME
+        return load_checkpoint(root / _checkpoint_name(self._at.best_step)).model_state
+
     def _save(self) -> None:
+        if not all(p.isfinite().all() for p in self._learner.module.parameters()):
+            raise MelstreamError(
+                f"weights are not finite at step {self._at.step}, the last checkpoint is kept; "
+                "start a new run with a lower optim.lr or optim.clip_norm"
+            )
         root = self._folder / CHECKPOINTS_NAME
         save_checkpoint(
             root,
@@ -218,7 +233,7 @@ class Trainer:
                 "best_step": self._at.best_step,
             },
         )
-        best = root / f"step-{self._at.best_step:06d}"
+        best = root / _checkpoint_name(self._at.best_step)
         prune_checkpoints(root, self._train.keep_last, keep={best})
 
     def _restore(self) -> None:
@@ -272,10 +287,9 @@ class _Log:
         self.last: dict[str, float] = {}
         self._board = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=step + 1)
         path = folder / METRICS_NAME
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self._file = path.open("w")
-        self._file.writelines(line + "\n" for line in kept)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        write_bytes(path, b"".join(line for line in lines if _is_up_to(line, step)))
+        self._file = path.open("a")
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not math.isfinite(figures.get("loss", 0.0)):
@@ -292,6 +306,18 @@ class _Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    """Say whether a line of ``metrics.jsonl`` is whole and not past the step."""
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:  # torn by a crash: the run writes it again
+        return False
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Finding the audio files below a folder, in an order that the file system does not decide."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # fmt: off
@@ -58,9 +58,17 @@ def _walk(
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _holds(entry.is_dir):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
         elif os.path.splitext(entry.name)[1][1:].lower() in AUDIO_SUFFIXES:
-            is_file = entry.is_file()
+            is_file = _holds(entry.is_file)
             if is_file or entry.is_symlink():
                 yield prefix + entry.name, is_file
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Ask an entry what it is; a link that leads to itself is nothing."""
+    try:
+        return test()
+    except OSError:
+        return False
