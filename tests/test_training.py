@@ -5,7 +5,10 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,14 @@ from rich.console import Console
 
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
 from melstream.pipeline.loader import Batch
-from melstream.shards.dataset import Dataset
-from melstream.shards.errors import DatasetError
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError, MelstreamError
+from melstream.shards.spec import PRESETS
+from melstream.tools import finetune as finetune_module
 from melstream.tools import training
+from melstream.tools.build import build
+from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.corpora import folder
 from melstream.tools.evaluate import evaluate, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import load_encoder, load_tagger
@@ -156,11 +164,11 @@ def test_a_finished_run_has_all_its_files(data: Dataset, tmp_path: Path, quiet: 
 def test_pretraining_learns_on_real_audio(
     built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
 ) -> None:
-    """On held-in recordings the loss falls well below that of chance, log(1 + distractors)."""
+    """After 60 steps it finds the masked step five times as often as chance, 1 in 21."""
     sets = ["train.steps=60", "optim.lr=2e-3", "data.batch_size=8", "train.log_every=10"]
     result = run_pretrain(built("train"), tmp_path / "run", quiet, *sets)
-    assert result.figures["loss"] < 0.7 * np.log(21)
-    assert result.figures["accuracy"] > 3 / 21
+    assert result.figures["accuracy"] > 5 / 21
+    assert result.figures["loss"] < 0.9 * np.log(21)
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(
@@ -232,7 +240,6 @@ def test_validation_keeps_the_best_checkpoint(
 def test_single_label_training_refuses_clips_with_other_numbers_of_labels(
     small_dataset: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
-    small_dataset.index.label_indptr[1:] += 0  # the set is fine as it is …
     unlabelled = tmp_path / "unlabelled"
     shutil.copytree(small_dataset.folder, unlabelled)
     manifest = json.loads((unlabelled / "dataset.json").read_text())
@@ -246,11 +253,6 @@ def test_single_label_training_refuses_clips_with_other_numbers_of_labels(
 def test_a_model_of_other_features_is_refused(
     data: Dataset, recordings: Path, tmp_path: Path, quiet: Console
 ) -> None:
-    from melstream.shards.spec import PRESETS
-    from melstream.tools.build import build
-    from melstream.tools.build_plan import PlanSettings, make_plan
-    from melstream.tools.corpora import folder
-
     settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
     plan = make_plan(folder.scan(recordings / "eval"), settings)
     build(plan, tmp_path / "kaldi", n_jobs=1, report=lambda done, note: None)
@@ -265,3 +267,93 @@ def test_the_wrong_kind_of_model_is_refused(data: Dataset, tmp_path: Path, quiet
         evaluate(tmp_path / "pre", data.folder, device=CPU)
     with pytest.raises(DatasetError, match="no model at"):
         evaluate(tmp_path / "nothing", data.folder, device=CPU)
+
+
+def test_masks_cover_kaldi_features_whose_lowest_bands_never_move(
+    recordings: Path, tmp_path: Path, quiet: Console
+) -> None:
+    settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
+    plan = make_plan(folder.scan(recordings / "eval"), settings)
+    build(plan, tmp_path / "kaldi", n_jobs=1, report=lambda done, note: None)
+    dataset = open_dataset(tmp_path / "kaldi")
+    assert min(dataset.manifest.band_std) < 1e-3
+    result = run_pretrain(dataset, tmp_path / "run", quiet, "train.steps=3")
+    assert np.isfinite(result.figures["loss"])
+
+
+def test_the_validated_best_becomes_the_model(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.9, 0.2, 0.3])
+    original = finetune_module.predict
+
+    def graded(*arguments: Any) -> Any:
+        predictions = original(*arguments)
+        metrics = replace(predictions.metrics("single_label"), accuracy=next(scores))
+        return SimpleNamespace(metrics=lambda task: metrics)
+
+    monkeypatch.setattr(finetune_module, "predict", graded)
+    sets = [*SMALL, "train.steps=8", "train.validate_every=2", "train.keep_last=1"]
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
+    out = tmp_path / "fine"
+    finetune(recipe, data.folder, out, device=CPU, console=quiet, valid=data.folder)
+    best = load_checkpoint(out / "checkpoints" / "step-000004").model_state
+    tagger, _ = load_tagger(out)
+    for name, tensor in tagger.state_dict().items():
+        assert torch.equal(tensor, best[name]), name
+
+
+def test_a_validation_set_that_does_not_fit_is_refused_before_any_work(
+    data: Dataset, small_dataset: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, SMALL)
+    with pytest.raises(DatasetError, match="must have labels among those of"):
+        finetune(
+            recipe,
+            data.folder,
+            tmp_path / "fine",
+            device=CPU,
+            console=quiet,
+            valid=small_dataset.folder,
+        )
+    assert not (tmp_path / "fine").exists()
+
+
+def test_a_log_torn_by_a_crash_does_not_stop_a_resume(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    out = tmp_path / "run"
+    run_pretrain(data, out, quiet)
+    expected = losses(out)
+    shutil.rmtree(out / "checkpoints" / "step-000010")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    run_pretrain(data, out, quiet, resume=True)
+    assert losses(out) == expected
+
+
+def test_an_unfinished_run_is_not_taken_for_a_model(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    shutil.rmtree(tmp_path / "run" / "model")
+    with pytest.raises(DatasetError, match="is not finished; go on with it by --resume"):
+        load_encoder(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.Trainer._step
+
+    def spoiling(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+        figures = original(self, batch)
+        if self._at.step == 6:
+            with torch.no_grad():
+                next(self._learner.module.parameters()).fill_(torch.nan)
+        return figures | {"loss": torch.tensor(1.0)}
+
+    monkeypatch.setattr(training.Trainer, "_step", spoiling)
+    with pytest.raises(MelstreamError, match="weights are not finite at step 8"):
+        run_pretrain(data, tmp_path / "run", quiet)
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000004"

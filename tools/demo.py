@@ -32,6 +32,8 @@ from .training import Result
 
 PRETRAIN_RECIPE = "demo-pretrain"
 FINETUNE_RECIPE = "demo-finetune"
+SEEDS = (0, 1, 2)
+COLUMNS = ("accuracy", "mAP", "mAUC")
 
 
 def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -> None:
@@ -54,19 +56,11 @@ def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -
     print_description(describe(train), console)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _pretrain(train, out, device, console)
-    for name, encoder in (("pretrained", out / "pretrain"), ("scratch", None)):
-        _finetune(name, encoder, train, out, device, console)
-    _title(console, f"melstream evaluate {out / 'finetune-pretrained'} --data {held_out.folder}")
-    results = {
-        "majority class": majority(train, held_out),
-        "conformer from scratch": evaluate(
-            out / "finetune-scratch", held_out.folder, device=device
-        )[0],
-        "conformer, pre-trained": evaluate(
-            out / "finetune-pretrained", held_out.folder, device=device
-        )[0],
-    }
-    _print_results(results, len(held_out), out, console)
+    results = {"majority class": [majority(train, held_out)]}
+    for name, encoder in (("from scratch", None), ("pre-trained", out / "pretrain")):
+        runs = _finetune(name, encoder, train, out, device, console)
+        results[name] = [evaluate(run, held_out.folder, device=device)[0] for run in runs]
+    _print_results(results, held_out, out, console)
     console.print(f"done in {time.monotonic() - start:.0f} s", highlight=False)
 
 
@@ -117,18 +111,28 @@ def _finetune(
     out: Path,
     device: torch.device,
     console: Console,
-) -> None:
-    run = out / f"finetune-{name}"
+) -> list[Path]:
+    """Fine-tune once per seed; so few clips say little about one run."""
+    run = out / f"finetune-{name.replace(' ', '-')}"
     from_where = f" --encoder {encoder}" if encoder else ""
     _title(
         console,
         f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}",
     )
-    recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe)
-    result = finetune(
-        recipe, train.folder, run, device=device, console=console, encoder_path=encoder, resume=True
-    )
-    _require_complete(result)
+    runs = [run / f"seed-{seed}" for seed in SEEDS]
+    for seed, folder in zip(SEEDS, runs, strict=True):
+        recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe, [f"train.seed={seed}"])
+        result = finetune(
+            recipe,
+            train.folder,
+            folder,
+            device=device,
+            console=console,
+            encoder_path=encoder,
+            resume=True,
+        )
+        _require_complete(result)
+    return runs
 
 
 def _require_complete(result: Result) -> None:
@@ -138,22 +142,26 @@ def _require_complete(result: Result) -> None:
 
 
 def _print_results(
-    results: dict[str, TaggingMetrics], n_clips: int, out: Path, console: Console
+    results: dict[str, list[TaggingMetrics]], held_out: Dataset, out: Path, console: Console
 ) -> None:
-    table = Table(
-        "", "accuracy", "mAP", "mAUC", title=f"{n_clips} held-out recordings", title_justify="left"
-    )
+    title = f"{len(held_out)} held-out recordings, mean of {len(SEEDS)} seeds (lowest to highest)"
+    table = Table("", *COLUMNS, title=title, title_justify="left")
     for name, metrics in results.items():
-        summary = metrics.summary()
-        table.add_row(name, *(f"{summary[column]:.3f}" for column in ("accuracy", "mAP", "mAUC")))
+        summaries = [one.summary() for one in metrics]
+        table.add_row(name, *(_spread([s[column] for s in summaries]) for column in COLUMNS))
     console.print(table)
     for what, path in (
         ("shards", out / "shards"),
         ("encoder", out / "pretrain" / "model"),
-        ("tagger", out / "finetune-pretrained" / "model"),
+        ("taggers", out / "finetune-pre-trained"),
         ("curves", f"tensorboard --logdir {out}"),
     ):
         console.print(f"{what:8} {path}", highlight=False, markup=False)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _title(console: Console, command: str) -> None:

@@ -239,7 +239,6 @@ class Trainer:
     def _restore(self) -> None:
         path = latest_checkpoint(self._folder / CHECKPOINTS_NAME)
         if path is None:
-            self._console.print("no checkpoint yet: starting from step 0")
             return
         checkpoint = load_checkpoint(path)
         self._at.step = self._order.resume(checkpoint.meta["order"])
