@@ -176,7 +176,8 @@ def _build_command(name: str, scan: Callable[..., Listing]) -> Callable[..., Non
 
 for _name, _module in find_corpora().items():
     _summary = (_module.__doc__ or "").strip().splitlines()[0]
-    build_app.command(_name, help=_summary)(_build_command(_name, _module.scan))
+    _help = f"{_summary}\n\nExample: `{_module.EXAMPLE}`"
+    build_app.command(_name, help=_help)(_build_command(_name, _module.scan))
 
 
 @app.command()
@@ -352,7 +353,10 @@ def demo(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what works on this machine, what does not, and how to mend it."""
+    """Say what works on this machine, what does not, and how to mend it.
+
+    Example: `melstream doctor`
+    """
     from dataclasses import asdict
 
     from .doctor import examine

@@ -31,6 +31,11 @@ import typer
 from .corpus import Clip, Listing
 from .files import find_audio
 
+EXAMPLE = (
+    "melstream build audioset clips/ --segments balanced_train_segments.csv "
+    "--class-labels class_labels_indices.csv --out shards/balanced"
+)
+
 SEGMENT_COLUMNS = ["YTID", "start_seconds", "end_seconds", "positive_labels"]
 CLASS_COLUMNS = ["index", "mid", "display_name"]
 

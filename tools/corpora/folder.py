@@ -21,6 +21,8 @@ from ...shards.keys import make_key
 from .corpus import Clip, Listing
 from .files import find_audio
 
+EXAMPLE = "melstream build folder recordings/train --out shards/train"
+
 _N_NAMED = 5  # at most so many names in one message
 
 
