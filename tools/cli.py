@@ -4,22 +4,31 @@ Exit codes: 0 done, 1 problems in the data, 2 a wrong call. Heavy imports happen
 verbs, so that ``--help`` answers at once.
 """
 
-import contextlib
-import inspect as signatures
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from typer import Argument, Option
 
 from ..shards.errors import DatasetError, MelstreamError
-from .corpora.corpus import Listing, find_corpora
+from .cli_build import build_app
+from .cli_options import (
+    Data,
+    Device,
+    Json,
+    Out,
+    Overrides,
+    PrintConfig,
+    Resume,
+    err_console,
+    out_console,
+    resumable,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,28 +40,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-build_app = typer.Typer(
-    help="Turn audio files into a data set of log-mel shards.", no_args_is_help=True
-)
 app.add_typer(build_app, name="build")
-
-out_console = Console()
-err_console = Console(stderr=True)
-
-Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
-Data = Annotated[
-    Path, Option("--data", metavar="FOLDER", help="A data set made by `melstream build`.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    Option(
-        "--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; repeatable."
-    ),
-]
-Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --out.")]
-PrintConfig = Annotated[bool, Option("--print-config", help="Show the resolved recipe and stop.")]
-Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; `auto` takes a GPU where there is one.")]
 
 
 def main() -> None:
@@ -67,8 +55,6 @@ def main() -> None:
 
 
 def _plain(error: BaseException) -> str:
-    from rich.markup import escape
-
     return escape("\n".join([str(error), *getattr(error, "__notes__", [])]))
 
 
@@ -76,16 +62,6 @@ def _print_version(is_asked: bool) -> None:
     if is_asked:
         out_console.print(f"melstream {version('melstream')}", highlight=False)
         raise typer.Exit
-
-
-@contextlib.contextmanager
-def _resumable() -> Iterator[None]:
-    """Say after Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        err_console.print("interrupted; the same command goes on where it was")
-        raise typer.Exit(130) from interrupt
 
 
 @app.callback()
@@ -96,88 +72,6 @@ def _root(
     ] = False,
 ) -> None:
     """Declare the options before the verb."""
-
-
-def _build(
-    corpus: str,
-    listing: Listing,
-    out: Path,
-    *,
-    features: str,
-    min_seconds: float,
-    shard_samples: int,
-    shard_mb: float,
-    jobs: int,
-    max_rejects: float,
-    as_json: bool,
-) -> None:
-    from ..shards.spec import PRESETS
-    from .build import build
-    from .build_plan import PlanSettings, make_plan
-    from .build_report import print_report, report_as_json
-    from .progress import progress
-
-    if features not in PRESETS:
-        raise ValueError(f"`--features` must be one of {', '.join(PRESETS)}, found {features!r}")
-    settings = PlanSettings(
-        corpus=corpus,
-        features=PRESETS[features],
-        min_duration_s=min_seconds,
-        max_shard_samples=shard_samples,
-        max_shard_bytes=round(shard_mb * 1e6),
-    )
-    plan = make_plan(listing, settings)
-    with _resumable(), progress("building", plan.n_clips, err_console) as report:
-        result = build(plan, out, n_jobs=jobs or os.cpu_count() or 1, report=report)
-    if as_json:
-        print(json.dumps(report_as_json(result), indent=1))
-    else:
-        print_report(result, out_console)
-    if result.reject_share > max_rejects:
-        err_console.print(
-            f"[bold red]error:[/] {result.reject_share:.1%} of the files were rejected, more than "
-            f"--max-rejects {max_rejects:.1%}; {out / 'rejects.jsonl'} names each",
-            highlight=False,
-        )
-        raise typer.Exit(1)
-
-
-def _common_build_options(
-    out: Out,
-    features: Annotated[
-        str, Option(help="Feature preset: conformer64 or kaldi128.")
-    ] = "conformer64",
-    min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
-    shard_samples: Annotated[int, Option(min=1, help="Most samples in a shard.")] = 2_000,
-    shard_mb: Annotated[float, Option(min=0.001, help="Most megabytes in a shard.")] = 256,
-    jobs: Annotated[int, Option(min=0, help="Processes; 0 = one per core.")] = 0,
-    max_rejects: Annotated[
-        float, Option(min=0, max=1, help="Exit 1 when a larger share of the files is rejected.")
-    ] = 0.1,
-    as_json: Json = False,
-) -> None:
-    """Declare the options that every corpus has."""
-
-
-def _build_command(name: str, scan: Callable[..., Listing]) -> Callable[..., None]:
-    """Make the command of one corpus: its own options, then the common ones."""
-    common = signatures.signature(_common_build_options).parameters
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signatures.signature(scan).parameters.values()]
-
-    def command(**options: Any) -> None:
-        shared = {key: options.pop(key) for key in common}
-        _build(name, scan(**options), **shared)
-
-    parameters = [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in common.values())]
-    command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-for _name, _module in find_corpora().items():
-    _summary = (_module.__doc__ or "").strip().splitlines()[0]
-    _help = f"{_summary}\n\nExample: `{_module.EXAMPLE}`"
-    build_app.command(_name, help=_help)(_build_command(_name, _module.scan))
 
 
 @app.command()
@@ -347,7 +241,7 @@ def demo(
     """
     from .demo import run_demo
 
-    with _resumable():
+    with resumable():
         run_demo(out, source=source, n_jobs=jobs or os.cpu_count() or 1, console=out_console)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
 from ..model.metrics import TaggingMetrics, tagging_metrics
 from ..shards.dataset import Dataset, open_dataset
@@ -165,4 +165,6 @@ def _spread(values: list[float]) -> str:
 
 
 def _title(console: Console, command: str) -> None:
-    console.print(Rule(f"[bold]{command}", align="left"))
+    """Show the command that does by hand what follows."""
+    console.print()
+    console.print(Text.assemble(("$ ", "dim"), (command, "bold")), soft_wrap=True)

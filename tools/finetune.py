@@ -58,48 +58,22 @@ def finetune(
         _require_same_labels(held_out, dataset)
     torch.manual_seed(recipe.train.seed)
     encoder, history = _body(recipe, dataset, encoder_path)
-    label_names = dataset.manifest.label_names
-    tagger = Tagger(encoder, recipe.tagger, len(label_names)).to(device)
+    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(device)
+    card = _card(recipe, dataset, encoder, history)
     order = training_order(
         dataset, recipe.data, seed=recipe.train.seed, min_frames=1, console=console
     )
     crops = training_crops(
         recipe.data,
-        dataset.manifest.features,
+        card.features,
         stride=encoder.config.stride,
         mask=None,
         seed=recipe.train.seed,
     )
-    card = ModelCard(
-        kind="tagger",
-        encoder=encoder.config,
-        features=dataset.manifest.features,
-        crop_s=recipe.data.crop_s,
-        tagger=recipe.tagger,
-        label_names=label_names,
-        trained_on=(*history, dataset.manifest.fingerprint),
-        steps=recipe.train.steps,
-    )
     config = run_config(recipe.model_dump(mode="json"), dataset) | {"trained_on": card.trained_on}
     claim_run(out, config, resume=resume)
-
-    def losses(batch: Batch) -> dict[str, Tensor]:
-        assert batch.labels is not None
-        return {"loss": tagger.loss(tagger(batch.logmel, batch.n_frames), batch.labels)}
-
-    def validate() -> dict[str, float]:
-        assert held_out is not None
-        return predict(tagger, card, held_out).metrics(recipe.tagger.task).summary()
-
-    learner = Learner(
-        tagger,
-        _groups(tagger, recipe),
-        losses,
-        validate=None if held_out is None else validate,
-        metric=HEADLINE[recipe.tagger.task],
-    )
     trainer = Trainer(
-        learner,
+        _learner(recipe, tagger, card, held_out),
         order,
         Loader(dataset, order, crops),
         train=recipe.train,
@@ -112,6 +86,44 @@ def finetune(
     if result.is_complete:
         write_model(out / MODEL_NAME, trainer.best_weights(), card)
     return result
+
+
+def _card(
+    recipe: FinetuneRecipe, dataset: Dataset, encoder: AudioEncoder, history: tuple[str, ...]
+) -> ModelCard:
+    manifest = dataset.manifest
+    return ModelCard(
+        kind="tagger",
+        encoder=encoder.config,
+        features=manifest.features,
+        crop_s=recipe.data.crop_s,
+        tagger=recipe.tagger,
+        label_names=manifest.label_names,
+        trained_on=(*history, manifest.fingerprint),
+        steps=recipe.train.steps,
+    )
+
+
+def _learner(
+    recipe: FinetuneRecipe, tagger: Tagger, card: ModelCard, held_out: Dataset | None
+) -> Learner:
+    task = recipe.tagger.task
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        return {"loss": tagger.loss(tagger(batch.logmel, batch.n_frames), batch.labels)}
+
+    def validate() -> dict[str, float]:
+        assert held_out is not None
+        return predict(tagger, card, held_out).metrics(task).summary()
+
+    return Learner(
+        tagger,
+        _groups(tagger, recipe),
+        losses,
+        validate=None if held_out is None else validate,
+        metric=HEADLINE[task],
+    )
 
 
 def _body(

@@ -110,7 +110,8 @@ def training_order(
     if n_short:
         min_s = max(config.min_s, manifest.features.duration_s(min_frames))
         console.print(
-            f"{len(rows)} of {len(dataset)} take part, {n_short} are shorter than {min_s:g} s",
+            f"{len(rows)} of {len(dataset)} clips take part, "
+            f"{n_short} are shorter than {min_s:g} s",
             highlight=False,
         )
     order_config = OrderConfig(

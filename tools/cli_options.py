@@ -1,0 +1,38 @@
+"""What the verbs of the command line share: consoles, options, and how an interrupt is told."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Option
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
+Data = Annotated[
+    Path, Option("--data", metavar="FOLDER", help="A data set made by `melstream build`.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    Option(
+        "--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; repeatable."
+    ),
+]
+Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --out.")]
+PrintConfig = Annotated[bool, Option("--print-config", help="Show the resolved recipe and stop.")]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; `auto` takes a GPU where there is one.")]
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        err_console.print("interrupted; the same command goes on where it was")
+        raise typer.Exit(130) from interrupt
