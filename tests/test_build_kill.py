@@ -17,7 +17,11 @@ from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.corpora import folder
 
 N_SHARDS = 30
-COMMAND = "from melstream.tools.cli import main; main()"
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: undo it.
+COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from melstream.tools.cli import main; main()"
+)
 
 
 @pytest.fixture

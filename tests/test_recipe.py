@@ -23,9 +23,9 @@ def test_set_overrides_one_field() -> None:
     recipe = load_recipe(
         "demo-pretrain",
         PretrainRecipe,
-        ["optim.lr=3e-4", "train.steps = 7", "data.tail=wrap", "model.overrides.n_layers=2"],
+        ["optim.lr=3e-4", "train.steps = 700", "data.tail=wrap", "model.overrides.n_layers=2"],
     )
-    assert (recipe.optim.lr, recipe.train.steps, recipe.data.tail) == (3e-4, 7, "wrap")
+    assert (recipe.optim.lr, recipe.train.steps, recipe.data.tail) == (3e-4, 700, "wrap")
     assert recipe.model.encoder_config(64).n_layers == 2
 
 

@@ -59,7 +59,8 @@ def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -
     results = {"majority class": [majority(train, held_out)]}
     for name, encoder in (("from scratch", None), ("pre-trained", out / "pretrain")):
         runs = _finetune(name, encoder, train, out, device, console)
-        results[name] = [evaluate(run, held_out.folder, device=device)[0] for run in runs]
+        results[name] = [_evaluate(run, held_out, device, console) for run in runs]
+    console.print()
     _print_results(results, held_out, out, console)
     console.print(f"done in {time.monotonic() - start:.0f} s", highlight=False)
 
@@ -112,20 +113,19 @@ def _finetune(
     device: torch.device,
     console: Console,
 ) -> list[Path]:
-    """Fine-tune once per seed; so few clips say little about one run."""
-    run = out / f"finetune-{name.replace(' ', '-')}"
+    """Fine-tune once per seed; with so few clips one run says little."""
+    runs = [out / f"finetune-{name.replace(' ', '-')}-{seed}" for seed in SEEDS]
     from_where = f" --encoder {encoder}" if encoder else ""
-    _title(
-        console,
-        f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run}",
-    )
-    runs = [run / f"seed-{seed}" for seed in SEEDS]
-    for seed, folder in zip(SEEDS, runs, strict=True):
-        recipe = load_recipe(FINETUNE_RECIPE, FinetuneRecipe, [f"train.seed={seed}"])
+    for seed, run in zip(SEEDS, runs, strict=True):
+        _title(
+            console,
+            f"melstream finetune {FINETUNE_RECIPE} --data {train.folder}{from_where} --out {run} "
+            f"--set train.seed={seed}",
+        )
         result = finetune(
-            recipe,
+            load_recipe(FINETUNE_RECIPE, FinetuneRecipe, [f"train.seed={seed}"]),
             train.folder,
-            folder,
+            run,
             device=device,
             console=console,
             encoder_path=encoder,
@@ -133,6 +133,16 @@ def _finetune(
         )
         _require_complete(result)
     return runs
+
+
+def _evaluate(
+    run: Path, held_out: Dataset, device: torch.device, console: Console
+) -> TaggingMetrics:
+    _title(console, f"melstream evaluate {run} --data {held_out.folder}")
+    metrics, _ = evaluate(run, held_out.folder, device=device)
+    summary = metrics.summary()
+    console.print("  ".join(f"{column} {summary[column]:.3f}" for column in COLUMNS))
+    return metrics
 
 
 def _require_complete(result: Result) -> None:
@@ -144,7 +154,7 @@ def _require_complete(result: Result) -> None:
 def _print_results(
     results: dict[str, list[TaggingMetrics]], held_out: Dataset, out: Path, console: Console
 ) -> None:
-    title = f"{len(held_out)} held-out recordings, mean of {len(SEEDS)} seeds (lowest to highest)"
+    title = f"{len(held_out)} held-out recordings, mean ± deviation of {len(SEEDS)} seeds"
     table = Table("", *COLUMNS, title=title, title_justify="left")
     for name, metrics in results.items():
         summaries = [one.summary() for one in metrics]
@@ -153,7 +163,7 @@ def _print_results(
     for what, path in (
         ("shards", out / "shards"),
         ("encoder", out / "pretrain" / "model"),
-        ("taggers", out / "finetune-pre-trained"),
+        ("tagger", out / f"finetune-pre-trained-{SEEDS[0]}" / "model"),
         ("curves", f"tensorboard --logdir {out}"),
     ):
         console.print(f"{what:8} {path}", highlight=False, markup=False)
@@ -161,7 +171,7 @@ def _print_results(
 
 def _spread(values: list[float]) -> str:
     mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.3f}"
 
 
 def _title(console: Console, command: str) -> None:
