@@ -50,7 +50,7 @@ def main() -> None:
     except (MelstreamError, ValueError, OSError) as error:
         if os.environ.get("MELSTREAM_TRACEBACK"):
             raise
-        err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False)
+        err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ValueError | DatasetError) else 1)
 
 
@@ -115,7 +115,7 @@ def verify(
             problems += [problem] if problem else []
             report(done, "shards")
     for problem in problems:
-        err_console.print(f"[bold red]error:[/] {_plain(problem)}", highlight=False)
+        err_console.print(f"[bold red]error:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
     checked = "every byte of" if full else "sizes and counts of"

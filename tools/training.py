@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -143,20 +143,18 @@ class Trainer:
     def _loop(self, log: "_Log", report: Report, interrupted: list[int]) -> None:
         self._learner.module.train()
         window = _Window()
-        batches = self._loader.batches(self._at.step, self._train.steps)
-        while self._at.step < self._train.steps and not interrupted:
-            window.add(*self._timed_step(batches))
-            self._at.step += 1
-            step = self._at.step
-            if step % self._train.log_every == 0 or step == self._train.steps:
-                log.write(step, window.figures())
-                window = _Window()
-                report(step, f"loss {log.last['loss']:.3f}")
-            if self._is_due(self._train.validate_every):
-                self._validate(log)
-            if self._is_due(self._train.checkpoint_every):
-                self._save()
-        batches.close()
+        with closing(self._loader.batches(self._at.step, self._train.steps)) as batches:
+            while self._at.step < self._train.steps and not interrupted:
+                window.add(*self._timed_step(batches))
+                self._at.step += 1
+                if self._is_due(self._train.log_every):
+                    log.write(self._at.step, window.figures())
+                    window = _Window()
+                    report(self._at.step, f"loss {log.last['loss']:.3f}")
+                if self._is_due(self._train.validate_every):
+                    self._validate(log)
+                if self._is_due(self._train.checkpoint_every):
+                    self._save()
         if interrupted:
             self._save()
 
