@@ -160,6 +160,7 @@ def test_a_build_killed_while_the_set_is_assembled_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(plan, out)
     monkeypatch.undo()
+    (out / "dataset.json.4711.partial").write_text("{ half a mani")
     assert run(plan, out).n_new_shards == 0
     assert content(out) == content(tmp_path / "whole" / "train")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..shards.errors import DatasetError, MelstreamError, SampleError
-from ..shards.files import sync_folder, write_bytes
+from ..shards.files import TEMPORARY_SUFFIX, sync_folder, write_bytes
 from ..shards.index import concatenate, hash_index, write_index
 from ..shards.keys import make_key
 from ..shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
@@ -146,6 +146,9 @@ def _claimed(plan: Plan, out: Path) -> Iterator[str]:
                 f"{out} holds an unfinished build of other files, settings or of another version; "
                 f"choose another --out, or remove {claim.parent} to give it up"
             )
+        for leftover in out.glob(f"*{TEMPORARY_SUFFIX}"):
+            if leftover.is_file():  # what a killed run was writing
+                leftover.unlink()
         yield content["prefix"]
 
 
