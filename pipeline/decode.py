@@ -1,45 +1,37 @@
-"""Audio file to samples: soundfile first, then PyAV.
+"""Audio file to samples: all of them, a segment, or window after window.
 
 soundfile (libsndfile) reads WAV, FLAC, AIFF, Ogg Vorbis, Opus and others; PyAV, whose
-wheels carry FFmpeg, reads what it cannot: m4a, mp4, webm, aac. A file's name is never
-trusted, and neither is the length in its header: what counts is what comes out.
+wheels carry FFmpeg, reads what it cannot: m4a, mp4, webm, aac, and MP3. A file's name is
+never trusted (but for raw G.722, which has no other mark), and neither is the length in its
+header: what counts is what comes out.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
-import av
-import av.container
 import numpy as np
-import numpy.typing as npt
-import soundfile as sf
-from av.error import FFmpegError
 
 from ..shards.errors import SampleError
+from .audio_reader import AudioReader, CannotOpenError, Samples, truncated, undecodable
 from .headers import is_mpeg_audio, missing_bytes
-
-Samples = npt.NDArray[np.float32]
-
-CONTAINERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,"
-    "ogg,tta,w64,wav,wv"
-)
-"""What FFmpeg may open. Playlists (concat, hls) are left out: they open other files."""
-
-LOSSY_FORMATS = {"OGG", "MP3"}
-LOSSY_TOLERANCE_S = 0.25
-"""How much of what a lossy file declares may be missing, in seconds.
-
-Encoder delay and padding (up to 0.1 s for AAC and MP3) and rounded durations make the
-declared length of a whole file differ from the decoded one. One of the 9,035 Ogg files in
-Debian's games gives 0.13 s less than its last page says.
-"""
+from .pyav_reader import RAW_FORMATS, PyavReader
+from .soundfile_reader import SoundfileReader
 
 BLOCK_VALUES = 2**22  # 16 MiB of float32: memory follows what is decoded, not what is declared
-UNDECLARED = 2**62  # libsndfile's frame count is about 2**63 where a FLAC leaves it open
 
+MAX_DURATION_S = 3_600.0
+"""Longest recording or segment decoded at once, in seconds; ``decode_windows`` has no limit."""
+
+MAX_VALUES = 2**29
+"""Most samples times channels decoded at once: 2 GiB, an hour of stereo at up to 74 kHz."""
+
+MAX_CHANNELS = 64
 
 MIN_SAMPLE_RATE = 1_000
 """Lowest rate taken for real, in Hz: a header that says 1 Hz would have the resampler make
@@ -48,37 +40,52 @@ thousands of samples of each one."""
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a decoder made of a file.
+    """What a decoder made of a file, or of a segment of it.
 
     Args:
-        samples: float32, shape (n_samples, n_channels), at least one sample, finite. Full
-            scale is [-1, 1]; a float file may exceed it.
+        samples: float32, C-contiguous, shape (n_samples, n_channels), at least one sample,
+            finite. Full scale is [-1, 1]; a float file may exceed it.
         sample_rate: Hz.
         decoder: the library that did it.
         format: the container, such as ``WAV``, ``FLAC``, ``MP3``, ``MOV``, ``MATROSKA``.
+        path: the file.
+        start_s: where the first sample stands in the recording, in seconds.
     """
 
     samples: Samples
     sample_rate: int
     decoder: Literal["soundfile", "pyav"]
     format: str
+    path: Path
+    start_s: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Samples over rate, in seconds."""
+        return len(self.samples) / self.sample_rate
 
 
-class _CannotOpenError(Exception):
-    """This decoder cannot open the file; another may."""
+def decode(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> Decoded:
+    """Decode an audio file or a segment of it, or say why it cannot be a sample.
 
-
-def decode(path: Path) -> Decoded:
-    """Decode all of an audio file, or say why it cannot be a sample.
+    A segment is the samples from ``round(start_s * rate)`` up to
+    ``round((start_s + duration_s) * rate)`` of the whole: bit by bit where the codec is
+    lossless, and where a lossy one has forgotten its past within ``PREROLL_S``, as Vorbis, Opus
+    and MP3 have; AAC draws the noise that stands for what it left out anew (within 0.1 of the
+    signal's RMS). It may end with the recording, shorter than asked for. A place in an MP4
+    or Matroska file is what its time stamps say.
 
     A file is truncated if it ends before its own structure says (see ``headers``), if its
     data are broken, or if fewer samples come out than it declares: FLAC, WAV and AIFF
     exactly, Ogg, MP4 and Matroska within ``LOSSY_TOLERANCE_S``. Where nothing is declared that
-    can be relied on (AU, CAF, W64, ADTS, MPEG-TS, live WebM, MP3 without a Xing header), what
-    decodes is the whole, unless more than the tolerance of it does not decode.
+    can be relied on (ADTS, MPEG-TS, live WebM, MP3 without a Xing header), what decodes is
+    the whole, unless more than the tolerance of it does not decode. A segment that is complete
+    is good, whatever happened to the file behind it.
 
     Args:
         path: a local file. Its extension plays no part.
+        start_s: start of the segment, in seconds from the start of the recording.
+        duration_s: duration of the segment, in seconds; by default, up to the end.
 
     Returns:
         The samples, their rate and who decoded them.
@@ -86,154 +93,202 @@ def decode(path: Path) -> Decoded:
     Raises:
         SampleError: with the reason ``missing`` (no such file), ``empty`` (0 bytes, or no
             audio in them), ``undecodable`` (the message holds each decoder's own),
-            ``truncated`` or ``not_finite`` (NaN or infinity).
+            ``truncated``, ``not_finite`` (NaN or infinity), ``past_end`` (the segment starts
+            where the recording has ended), ``too_long`` (more than ``MAX_DURATION_S`` or
+            ``MAX_VALUES`` come out).
+        ValueError: ``start_s`` is negative or not finite, or ``duration_s`` is not positive.
     """
-    _require_bytes(path)
-    try:
-        decoded = _decode(path)
-    except OSError as error:
-        raise _undecodable(path, str(error)) from error
-    _require_samples(path, decoded)
-    return decoded
+    _require_times(start_s, duration_s=duration_s)
+    with _open(path) as (reader, n_missing_bytes):
+        if duration_s is None:  # its end is required: no need to decode to see that it lacks
+            _require_bytes(path, n_missing_bytes)
+        first, end = _bounds(reader.sample_rate, start_s, duration_s)
+        reader.seek(first)
+        samples = _read(reader, None if end is None else end - first)
+        if end is None or len(samples) < end - first:
+            _require_end(reader, n_missing_bytes)
+        return _decoded(reader, samples, first)
 
 
-def _require_bytes(path: Path) -> None:
+def decode_windows(
+    path: Path, window_s: float, *, start_s: float = 0.0, duration_s: float | None = None
+) -> Iterator[Decoded]:
+    """Decode a long recording window after window; one window at a time is in memory.
+
+    Window k is the samples from ``round(k * window_s * rate)`` up to
+    ``round((k + 1) * window_s * rate)``, counted from the first; the last may be shorter. Each
+    is what ``decode`` gives for ``start_s + k * window_s`` and ``window_s``, a lossy codec
+    apart, which is decoded without a break.
+
+    Args:
+        path: a local file, opened once.
+        window_s: duration of a window, in seconds.
+        start_s: start of the first, in seconds.
+        duration_s: duration of all windows together, in seconds; by default, up to the end.
+
+    Yields:
+        the windows in order, at least one.
+
+    Raises:
+        SampleError: as ``decode``; a file that is broken or cut short gives its whole windows
+            first.
+        ValueError: as ``decode``, or ``window_s`` is less than a sample.
+    """
+    _require_times(start_s, duration_s=duration_s, window_s=window_s)
+    return _windows(path, window_s, start_s, duration_s)
+
+
+def _windows(
+    path: Path, window_s: float, start_s: float, duration_s: float | None
+) -> Iterator[Decoded]:
+    with _open(path) as (reader, n_missing_bytes):
+        rate = reader.sample_rate
+        if window_s * rate < 1:
+            raise ValueError(f"`window_s` must hold a sample at {rate} Hz, found {window_s}")
+        first, end = _bounds(rate, start_s, duration_s)
+        reader.seek(first)
+        for k in itertools.count():
+            window_first = first + round(k * window_s * rate)
+            window_end = first + round((k + 1) * window_s * rate)
+            window_end = window_end if end is None else min(window_end, end)
+            if k and window_first >= window_end:
+                return
+            samples = _read(reader, window_end - window_first)
+            is_last = len(samples) < window_end - window_first
+            if is_last:
+                _require_end(reader, n_missing_bytes)
+            if len(samples) or not k:
+                yield _decoded(reader, samples, window_first)
+            if is_last:
+                return
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[AudioReader, int]]:
+    """Open with the first decoder that can, and count the bytes that the file lacks."""
     if not path.is_file():
         raise SampleError(f"{path}: an audio file is required, found none", reason="missing")
-    if not path.stat().st_size:
-        raise SampleError(f"{path}: audio is required, found 0 bytes", reason="empty")
+    try:
+        with path.open("rb", buffering=0) as file:
+            if not path.stat().st_size:
+                raise SampleError(f"{path}: audio is required, found 0 bytes", reason="empty")
+            n_missing_bytes = missing_bytes(file)
+            with closing(_open_reader(path, file, n_missing_bytes)) as reader:
+                _require_possible(reader)
+                yield reader, n_missing_bytes
+    except OSError as error:
+        raise undecodable(path, str(error)) from error
 
 
-def _require_samples(path: Path, decoded: Decoded) -> None:
-    if not len(decoded.samples):
-        raise SampleError(f"{path}: audio is required, found 0 samples", reason="empty")
-    if decoded.sample_rate < MIN_SAMPLE_RATE:
-        why = f"its sample rate is {decoded.sample_rate} Hz, at least {MIN_SAMPLE_RATE:,} required"
-        raise _undecodable(path, why)
-    if not np.isfinite([decoded.samples.min(), decoded.samples.max()]).all():
-        raise SampleError(f"{path}: finite samples required, found NaN or inf", reason="not_finite")
-
-
-def _decode(path: Path) -> Decoded:
-    """Let the decoders try in turn; the first that can open the file has the last word."""
-    if n_bytes := missing_bytes(path):
-        raise SampleError(
-            f"{path}: declares {n_bytes:,} bytes more than it has; fetch it again",
-            reason="truncated",
-        )
+def _open_reader(path: Path, file: FileIO, n_missing_bytes: int) -> AudioReader:
     failures: list[str] = []
-    for decoder in _decoders(path):
+    for opener in _openers(path, file):
         try:
-            return decoder(path)
-        except _CannotOpenError as error:
+            return opener()
+        except CannotOpenError as error:
             failures.append(str(error))
-    raise _undecodable(path, "; ".join(failures))
+    _require_bytes(path, n_missing_bytes)
+    raise undecodable(path, "; ".join(failures))
 
 
-def _decoders(path: Path) -> tuple[Callable[[Path], Decoded], ...]:
-    # libsndfile's MP3 library writes warnings to stderr and cannot be silenced. FFmpeg gives
-    # the same samples; measured: 2026-11-22, 60 s of stereo, within 5e-6, 97 ms against 37.
-    return (_by_pyav,) if is_mpeg_audio(path) else (_by_soundfile, _by_pyav)
+def _openers(path: Path, file: FileIO) -> list[Callable[[], AudioReader]]:
+    # libsndfile's MP3 library writes warnings to stderr and cannot be silenced.
+    openers: list[Callable[[], AudioReader]] = [lambda: PyavReader(path)]
+    if not is_mpeg_audio(file):
+        openers.insert(0, lambda: SoundfileReader(path, file))
+    if raw_format := RAW_FORMATS.get(path.suffix.lower()):
+        openers.append(lambda: PyavReader(path, raw_format))
+    return openers
 
 
-def _undecodable(path: Path, why: str) -> SampleError:
-    return SampleError(f"{path}: audio is required, cannot decode: {why}", reason="undecodable")
-
-
-def _truncated(path: Path, found_s: float, declared_s: float) -> SampleError:
-    message = f"{path}: {declared_s:.3f} s declared, {found_s:.3f} s decoded; fetch it again"
-    return SampleError(message, reason="truncated")
-
-
-def _by_soundfile(path: Path) -> Decoded:
-    """Decode with libsndfile, by file descriptor: given a name it would trust the extension."""
-    with path.open("rb", buffering=0) as file:
-        try:
-            sound = sf.SoundFile(file.fileno(), closefd=False)
-        except sf.LibsndfileError as error:
-            raise _CannotOpenError(f"soundfile: {error.error_string}") from error
-        with sound:
-            if sound.frames >= UNDECLARED:
-                raise _CannotOpenError("soundfile: cannot read a FLAC that declares no length")
-            samples = _read_all(path, sound)
-            tolerance_s = LOSSY_TOLERANCE_S if sound.format in LOSSY_FORMATS else 0.0
-            if len(samples) < sound.frames - tolerance_s * sound.samplerate:
-                rate = sound.samplerate
-                raise _truncated(path, len(samples) / rate, sound.frames / rate)
-            return Decoded(samples, sound.samplerate, "soundfile", sound.format)
-
-
-def _read_all(path: Path, sound: sf.SoundFile) -> Samples:
-    """Read block by block: a header may declare any number of samples."""
-    block_samples = max(1, BLOCK_VALUES // sound.channels)
+def _read(reader: AudioReader, n_wanted: int | None) -> Samples:
+    """Read block by block: a header, or a caller, may ask for any number of samples."""
+    limit = min(int(MAX_DURATION_S * reader.sample_rate), MAX_VALUES // reader.n_channels)
+    n_most = limit + 1 if n_wanted is None else min(n_wanted, limit + 1)
+    block_samples = BLOCK_VALUES // reader.n_channels
     blocks: list[Samples] = []
-    try:
-        while not blocks or len(blocks[-1]) == block_samples:
-            block = sound.read(block_samples, dtype="float32", always_2d=True)
-            blocks.append(np.asarray(block, np.float32))
-    except sf.LibsndfileError as error:
+    n_read = 0
+    while n_read < n_most:
+        wanted = min(block_samples, n_most - n_read)
+        block = np.empty((wanted, reader.n_channels), np.float32)
+        n_block = reader.fill(block)
+        blocks.append(block[:n_block])
+        n_read += n_block
+        if n_block < wanted:
+            break
+    if n_read > limit:
         raise SampleError(
-            f"{path}: {sound.frames / sound.samplerate:.3f} s declared, found broken data on the "
-            f"way ({error.error_string}); fetch it again",
-            reason="truncated",
-        ) from error
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            f"{reader.path}: at most {limit / reader.sample_rate:,.0f} s can be decoded at once, "
+            "found more; cut it into windows (`decode_windows`)",
+            reason="too_long",
+        )
+    return _join(blocks)
 
 
-def _by_pyav(path: Path) -> Decoded:
-    """Decode the first audio stream of a container with FFmpeg."""
-    options = {"format_whitelist": CONTAINERS}
-    try:
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-            return _decode_container(path, container)
-    except FFmpegError as error:
-        raise _CannotOpenError(f"PyAV: {error.strerror}") from error
+def _join(blocks: list[Samples]) -> Samples:
+    """Concatenate, letting go of each block on the way: no second copy in memory."""
+    if len(blocks) == 1:
+        return blocks[0]
+    joined = np.empty((sum(map(len, blocks)), blocks[0].shape[1]), np.float32)
+    end = len(joined)
+    while blocks:
+        block = blocks.pop()
+        joined[end - len(block) : end] = block
+        end -= len(block)
+    return joined
 
 
-def _decode_container(path: Path, container: av.container.InputContainer) -> Decoded:
-    if not container.streams.audio:
-        raise SampleError(f"{path}: audio is required, found no audio stream", reason="empty")
-    stream = container.streams.audio[0]
-    blocks: list[Samples] = []
-    rates: set[int] = set()
-    errors: list[FFmpegError] = []
-    for packet in container.demux(stream):
-        try:
-            for frame in stream.decode(packet):
-                blocks.append(_to_float32(frame))
-                rates.add(frame.sample_rate)
-        except FFmpegError as error:  # as players do: skip the packet; the loss is counted
-            errors.append(error)
-    if not blocks:
-        raise errors[0] if errors else SampleError(f"{path}: found 0 samples", reason="empty")
-    if len(rates) > 1 or len({block.shape[1] for block in blocks}) > 1:
-        raise _undecodable(path, "PyAV: sample rate or number of channels change on the way")
-    samples, sample_rate = np.concatenate(blocks), rates.pop()
-    found_s = len(samples) / sample_rate
-    lost_s = found_s * len(errors) / len(blocks)
-    declared_s = max(_declared_s(container, stream), found_s + lost_s)
-    if declared_s - found_s > LOSSY_TOLERANCE_S:
-        raise _truncated(path, found_s, declared_s)
-    return Decoded(samples, sample_rate, "pyav", container.format.name.split(",")[0].upper())
+def _decoded(reader: AudioReader, samples: Samples, first: int) -> Decoded:
+    path, rate = reader.path, reader.sample_rate
+    if not len(samples):
+        if not first:
+            raise SampleError(f"{path}: audio is required, found 0 samples", reason="empty")
+        raise SampleError(
+            f"{path}: a segment from {first / rate:g} s on is required, the recording ends at "
+            f"{reader.position / rate:g} s",
+            reason="past_end",
+        )
+    if not np.isfinite([samples.min(), samples.max()]).all():
+        raise SampleError(f"{path}: finite samples required, found NaN or inf", reason="not_finite")
+    return Decoded(samples, rate, reader.decoder, reader.format, path, first / rate)
 
 
-def _declared_s(container: av.container.InputContainer, stream: av.AudioStream) -> float:
-    """Return the duration that a header declares; 0 where FFmpeg can only guess it."""
-    if "mp4" in container.format.name and stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    # Matroska declares its longest stream, and a video may outlast its sound.
-    if "matroska" in container.format.name and container.duration and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return 0.0
+def _require_possible(reader: AudioReader) -> None:
+    if reader.sample_rate < MIN_SAMPLE_RATE:
+        why = f"its sample rate is {reader.sample_rate} Hz, at least {MIN_SAMPLE_RATE:,} required"
+        raise undecodable(reader.path, why)
+    if reader.n_channels > MAX_CHANNELS:
+        why = f"it has {reader.n_channels:,} channels, at most {MAX_CHANNELS} allowed"
+        raise undecodable(reader.path, why)
 
 
-def _to_float32(frame: av.AudioFrame) -> Samples:
-    """Return a frame's samples, float32 in [-1, 1], shape (n_samples, n_channels)."""
-    array = frame.to_ndarray()
-    n_channels = frame.layout.nb_channels
-    samples = array.T if frame.format.is_planar else array.reshape(-1, n_channels)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
-    if np.issubdtype(samples.dtype, np.integer):
-        return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.itemsize - 1))
-    return samples.astype(np.float32)
+def _require_end(reader: AudioReader, n_missing_bytes: int) -> None:
+    """Insist that the recording has ended, and was not cut short."""
+    _require_bytes(reader.path, n_missing_bytes)
+    reader.require_whole()
+
+
+def _require_bytes(path: Path, n_missing_bytes: int) -> None:
+    if n_missing_bytes:
+        raise truncated(path, f"declares {n_missing_bytes:,} bytes more than it has")
+
+
+def _require_times(
+    start_s: float, *, duration_s: float | None, window_s: float | None = None
+) -> None:
+    if not 0 <= start_s < math.inf:
+        raise ValueError(f"`start_s` must be 0 or more seconds, found {start_s}")
+    for name, value in (("duration_s", duration_s), ("window_s", window_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be more than 0 seconds, found {value}")
+
+
+def _bounds(rate: int, start_s: float, duration_s: float | None) -> tuple[int, int | None]:
+    """Return the first sample of a segment and the one past its last, None for the end."""
+    first = round(start_s * rate)
+    if duration_s is None:
+        return first, None
+    end = round((start_s + duration_s) * rate)
+    if end <= first:
+        raise ValueError(f"`duration_s` must hold a sample at {rate} Hz, found {duration_s}")
+    return first, end

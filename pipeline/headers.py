@@ -4,11 +4,12 @@ libsndfile quietly shortens a WAV, AIFF or Ogg file whose end is missing, as a b
 download leaves it. The declared sizes are still there to compare with:
 
     WAV, RF64, AIFF   size of the chunk that holds the samples
+    AU, CAF, W64      the same
     Ogg               size of the last page
     MP3               size of the stream, in the Xing or Info header most encoders write
 """
 
-from pathlib import Path
+from io import SEEK_CUR, SEEK_END
 from typing import BinaryIO, Literal
 
 MAX_OGG_PAGE_BYTES = 65_307  # RFC 3533, section 6
@@ -16,15 +17,17 @@ MAX_CHUNKS = 1000
 PLACEHOLDER_BYTES = 0x7FFF_0000
 """Programs that write to a pipe declare about 2 or 4 GiB: sizes from here on say nothing."""
 
+W64_HEADER_BYTES = 40
+
 XING_SEARCH_BYTES = 64  # the header stands at most 36 bytes into the first MP3 frame
 XING_HAS_FRAMES, XING_HAS_BYTES = 1, 2
 
 
-def missing_bytes(path: Path) -> int:
+def missing_bytes(file: BinaryIO) -> int:
     """Count the bytes that a file declares and does not have.
 
     Args:
-        path: an existing file of any kind; its name does not matter.
+        file: an open file of any kind.
 
     Returns:
         The number of missing bytes; 0 for a whole file, and for a file of a kind that
@@ -33,20 +36,19 @@ def missing_bytes(path: Path) -> int:
     Raises:
         OSError: the file cannot be read.
     """
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        return max(0, _declared_end(file, size_bytes) - size_bytes)
+    size_bytes = file.seek(0, SEEK_END)
+    return max(0, _declared_end(file, size_bytes) - size_bytes)
 
 
-def is_mpeg_audio(path: Path) -> bool:
+def is_mpeg_audio(file: BinaryIO) -> bool:
     """Say whether the file starts as MP3 (or another MPEG audio layer, or ADTS AAC) does."""
-    with path.open("rb") as file:
-        file.seek(_id3_bytes(file))
-        return _is_sync(file.read(2))
+    file.seek(_id3_bytes(file))
+    return _is_sync(file.read(2))
 
 
 def _declared_end(file: BinaryIO, size_bytes: int) -> int:
     """Return where the file should end at the earliest, in bytes; 0 if it does not say."""
+    file.seek(0)
     match file.read(4), file.read(4), file.read(4):
         case (b"RIFF" | b"RF64", _, b"WAVE"):
             return _chunk_end(file, b"data", "little")
@@ -56,8 +58,30 @@ def _declared_end(file: BinaryIO, size_bytes: int) -> int:
             return _chunk_end(file, b"SSND", "big")
         case (b"OggS", _, _):
             return _last_page_end(file, size_bytes)
+        case (b".snd", start, size):
+            return _au_end(int.from_bytes(start, "big"), int.from_bytes(size, "big"))
+        case (b"caff", _, _):
+            return _caf_end(file)
+        case (b"riff", b"\x2e\x91\xcf\x11", _):  # the start of a GUID
+            return _w64_end(file)
         case _:
             return _xing_end(file)
+
+
+def _au_end(start: int, size: int) -> int:
+    return start + size if size < PLACEHOLDER_BYTES else 0
+
+
+def _caf_end(file: BinaryIO) -> int:
+    file.seek(8)
+    for _ in range(MAX_CHUNKS):
+        chunk_id, size = file.read(4), int.from_bytes(file.read(8), "big", signed=True)
+        if chunk_id == b"data":
+            return file.tell() + size  # -1: up to the end of the file
+        if size < 0 or not chunk_id:
+            break
+        file.seek(size, SEEK_CUR)
+    return 0
 
 
 def _chunk_end(file: BinaryIO, audio_id: bytes, order: Literal["little", "big"]) -> int:
@@ -72,6 +96,19 @@ def _chunk_end(file: BinaryIO, audio_id: bytes, order: Literal["little", "big"])
             is_declared = data_bytes_64 or size < PLACEHOLDER_BYTES
             return start + (data_bytes_64 or size) if is_declared else 0
         file.seek(start + size + size % 2)
+    return 0
+
+
+def _w64_end(file: BinaryIO) -> int:
+    file.seek(W64_HEADER_BYTES)
+    for _ in range(MAX_CHUNKS):
+        start = file.tell()
+        chunk_id, size = file.read(16)[:4], int.from_bytes(file.read(8), "little")
+        if chunk_id == b"data":
+            return start + size
+        if size < 24 or size >= PLACEHOLDER_BYTES:  # a size counts its own header
+            break
+        file.seek(start + -(-size // 8) * 8)
     return 0
 
 

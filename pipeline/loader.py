@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..shards.affine import AffineCode
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 from .draws import derive_key, draws
@@ -65,13 +66,14 @@ class Batch:
 
     Shape (B samples, T frames, S = T // stride latent steps, M masked steps, N distractors):
 
-    - logmel: float16 (B, T, n_mels), zero past ``n_frames``
+    - logmel: float16 or, as codes, uint8 (B, T, n_mels), zero past ``n_frames``
     - n_frames: int64 (B,), 0 for a sample that only fills the batch up
     - labels: float32 (B, n_classes) multi-hot, or None for a set without labels
     - mask: bool (B, S), True = masked, M in every row, never on padding; or None
     - distractors: int32 (B, M, N), places among the masked steps of the sample; or None
     - rows: int64 (B,), rows of the index, -1 where the batch is filled up
     - keys: B strings
+    - code: what the codes of ``logmel`` stand for; None where it is float16
     """
 
     logmel: torch.Tensor
@@ -81,15 +83,21 @@ class Batch:
     distractors: torch.Tensor | None
     rows: torch.Tensor
     keys: tuple[str, ...]
+    code: AffineCode | None = None
 
     def to(self, device: torch.device) -> Self:
-        """Copy the tensors to a device, without waiting where the memory is pinned."""
+        """Copy the tensors to a device, without waiting where the memory is pinned.
+
+        Codes travel as they are and become float32 log-mels there.
+        """
         moved = {
             field.name: tensor.to(device, non_blocking=True)
             for field in fields(self)
             if isinstance(tensor := getattr(self, field.name), torch.Tensor)
         }
-        return replace(self, **moved)
+        if self.code is not None:
+            moved["logmel"] = moved["logmel"] * self.code.scale + self.code.offset
+        return replace(self, **moved, code=None)
 
 
 class Loader:
@@ -151,6 +159,7 @@ class Loader:
             distractors=distractors,
             rows=torch.from_numpy(rows),
             keys=tuple(self._key(row) if row >= 0 else "" for row in rows),
+            code=self._dataset.manifest.code,
         )
 
     def _key(self, row: np.int64) -> str:
@@ -165,16 +174,18 @@ class Loader:
         self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
     ) -> tuple[torch.Tensor, npt.NDArray[np.int32]]:
         """Copy the crop of each row into one tensor; return it with the frames of each."""
-        index, n_mels = self._dataset.index, self._dataset.manifest.features.n_mels
+        index, spec = self._dataset.index, self._dataset.manifest.features
         stored = np.where(rows >= 0, index.n_frames[rows], 0).astype(np.int32)
         crop = self._config.crop_frames or min(int(stored.max()), self._config.max_frames)
         width = -(-crop // self._config.stride) * self._config.stride
         n_frames = np.minimum(stored, crop)
         starts = random_starts(stored, crop, keys) if self._config.crop_frames else 0 * rows
         logmel = torch.empty(
-            (len(rows), width, n_mels), dtype=torch.float16, pin_memory=torch.cuda.is_available()
+            (len(rows), width, spec.n_mels),
+            dtype=getattr(torch, spec.storage_dtype),
+            pin_memory=torch.cuda.is_available(),
         )
-        frame_bytes = 2 * n_mels
+        frame_bytes = spec.frame_bytes
         held = [self._payload(row) for row in rows]  # keeps the maps alive during the copy
         addresses = np.array([payload.ctypes.data for payload in held], np.uint64)
         addresses += (starts * frame_bytes).astype(np.uint64)
@@ -187,7 +198,7 @@ class Loader:
             return np.empty(0, np.uint8)
         index, manifest = self._dataset.index, self._dataset.manifest
         shard = int(index.shard[row])
-        n_bytes = 2 * manifest.features.n_mels * int(index.n_frames[row])
+        n_bytes = manifest.features.frame_bytes * int(index.n_frames[row])
         end = int(index.logmel_offset[row] + index.logmel_size[row])
         data = self._dataset.shard_bytes(shard)
         if not 0 <= end - n_bytes <= end <= len(data):

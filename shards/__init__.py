@@ -8,6 +8,7 @@
 ``FORMAT.md`` beside this file describes every file of a data set.
 """
 
+from .affine import AffineCode
 from .dataset import Dataset
 from .dataset import open_dataset as open
 from .errors import REASONS, DatasetError, MelstreamError, SampleError, ShardError
@@ -15,12 +16,14 @@ from .index import Index
 from .keys import check_key, make_key
 from .manifest import Manifest, ShardEntry, read_manifest
 from .spec import PRESETS, FeatureSpec
+from .storage import Storage, open_storage
 from .verify import find_problems
 from .writer import Sample, SampleInfo, ShardWriter, write_shard
 
 __all__ = [
     "PRESETS",
     "REASONS",
+    "AffineCode",
     "Dataset",
     "DatasetError",
     "FeatureSpec",
@@ -33,10 +36,12 @@ __all__ = [
     "ShardEntry",
     "ShardError",
     "ShardWriter",
+    "Storage",
     "check_key",
     "find_problems",
     "make_key",
     "open",
+    "open_storage",
     "read_manifest",
     "write_shard",
 ]

@@ -1,53 +1,74 @@
 """Open a data set and read its samples, checked.
 
-Opening reads the manifest; index columns follow when they are used. Shards are
-mapped, and their size is compared with the manifest before the first byte is used:
-a reader of plain WebDataset sees a truncated tar as a shorter one, we see an error.
+Opening reads the manifest; index columns follow when they are used. Local shards are
+mapped, those of an object store fetched whole, and their size is compared with the manifest
+before the first byte is used: a reader of plain WebDataset sees a truncated tar as a shorter
+one, we see an error.
 """
 
 import mmap
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from .errors import ShardError
+from .errors import DatasetError, ShardError
 from .index import Index, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
+from .storage import Storage, open_storage
 from .writer import SampleInfo
 
 MAX_MAPPED = 256  # shards mapped at once: each takes a file descriptor, 1,024 are usual
+MAX_FETCHED = 2  # shards of an object store held at once, about 256 MB each
 
 
 class Dataset:
-    """A data set on disk.
+    """A data set on disk or in an object store.
 
     Args:
-        folder: where ``dataset.json`` lies.
+        storage: where ``dataset.json`` lies.
         manifest: its content.
 
     Attributes:
-        folder, manifest: as given.
+        storage, manifest: as given.
         index: one row per sample; rows are the numbers the methods below take.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self.storage = storage
         self.manifest = manifest
-        self._map = lru_cache(MAX_MAPPED)(partial(_map_shard, folder, manifest))
+        n_held = MAX_FETCHED if storage.folder is None else MAX_MAPPED
+        self._hold = lru_cache(n_held)(partial(_shard_bytes, storage, manifest))
+
+    @property
+    def url(self) -> str:
+        """Where the data set lies, to print."""
+        return self.storage.url
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a local data set.
+
+        Raises:
+            DatasetError: it lies in an object store.
+        """
+        if self.storage.folder is None:
+            raise DatasetError(f"a local data set is required, found {self.url}; copy it first")
+        return self.storage.folder
 
     @cached_property
     def index(self) -> Index:
         """The index of the data set."""
-        return read_index(self.folder, n_samples=self.manifest.n_samples)
+        return read_index(self.storage, n_samples=self.manifest.n_samples)
 
     def __len__(self) -> int:
         return self.manifest.n_samples
 
     def shard_bytes(self, shard: int) -> npt.NDArray[np.uint8]:
-        """Map one shard into memory, read-only.
+        """Map one shard into memory, or fetch it; read-only.
 
         Args:
             shard: row of the manifest's shard table.
@@ -58,9 +79,9 @@ class Dataset:
         Raises:
             ShardError: it is missing, or not as long as the manifest says.
         """
-        return self._map(shard)
+        return self._hold(shard)
 
-    def read_logmel(self, row: int, *, check: bool = True) -> npt.NDArray[np.float16]:
+    def read_logmel(self, row: int, *, check: bool = True) -> npt.NDArray[np.float32]:
         """Read the log-mel of one sample.
 
         Args:
@@ -68,26 +89,37 @@ class Dataset:
             check: compare the payload with its hash.
 
         Returns:
-            logmel: float16, shape (n_frames, n_mels), read-only.
+            logmel: float32, shape (n_frames, n_mels); decoded where stored as uint8.
 
         Raises:
             ShardError: the shard is missing, short or altered.
         """
-        index = self.index
-        payload = self._payload(row, index.logmel_offset[row], index.logmel_size[row])
-        if check:
-            self._check(row, payload, index.logmel_hash[row])
-        shape = (int(index.n_frames[row]), self.manifest.features.n_mels)
-        n_bytes = 2 * shape[0] * shape[1]
+        stored = self.read_stored(row, check=check)
+        code = self.manifest.code
+        return stored.astype(np.float32) if code is None else code.decode(stored)
+
+    def read_stored(self, row: int, *, check: bool = True) -> npt.NDArray[Any]:
+        """Read the log-mel of one sample as it is stored.
+
+        Returns:
+            float16 or uint8, shape (n_frames, n_mels), read-only.
+
+        Raises:
+            ShardError: the shard is missing, short or altered.
+        """
+        payload = self.read_member(row, "logmel", check=check)
+        spec = self.manifest.features
+        n_frames = int(self.index.n_frames[row])
+        n_bytes = n_frames * spec.frame_bytes
         if n_bytes > len(payload):
             raise ShardError(
-                f"the index gives {self.key(row)} {shape[0]} frames, its payload of "
+                f"the index gives {self.key(row)} {n_frames} frames, its payload of "
                 f"{len(payload)} bytes holds fewer; build the data set again",
                 shard=self.shard_of(row).name,
                 key=self.key(row),
             )
-        values = np.frombuffer(payload, np.float16, offset=len(payload) - n_bytes)
-        return values.reshape(shape)
+        values = np.frombuffer(payload, spec.storage_dtype, offset=len(payload) - n_bytes)
+        return values.reshape(n_frames, spec.n_mels)
 
     def read_info(self, row: int, *, check: bool = True) -> SampleInfo:
         """Read the ``json`` member of one sample.
@@ -95,11 +127,27 @@ class Dataset:
         Raises:
             ShardError: the shard is missing, short or altered.
         """
+        return SampleInfo.model_validate_json(self.read_member(row, "json", check=check))
+
+    def read_member(self, row: int, member: str, *, check: bool = True) -> bytes:
+        """Read the bytes of one member of a sample.
+
+        Args:
+            row: row of the index.
+            member: ``logmel``, ``json`` or ``flac``.
+            check: compare them with their hash.
+
+        Raises:
+            ShardError: the shard is missing, short or altered.
+        """
         index = self.index
-        payload = self._payload(row, index.json_offset[row], index.json_size[row])
+        offset, size, expected = (
+            int(index.column(f"{member}_{part}")[row]) for part in ("offset", "size", "hash")
+        )
+        payload = self._payload(row, offset, size)
         if check:
-            self._check(row, payload, index.json_hash[row])
-        return SampleInfo.model_validate_json(payload)
+            self._check(row, payload, expected)
+        return payload
 
     def key(self, row: int) -> str:
         """Return the key of one row."""
@@ -117,10 +165,10 @@ class Dataset:
         return data[offset : offset + size].tobytes()
 
     def _check(self, row: int, payload: bytes, expected: int) -> None:
-        if xxhash.xxh3_64_intdigest(payload) != int(expected):
+        if xxhash.xxh3_64_intdigest(payload) != expected:
             shard, key = self.shard_of(row).name, self.key(row)
             raise ShardError(
-                f"{self.folder / shard}: the payload of {key} is not the one the index was made "
+                f"{self.url}/{shard}: the payload of {key} is not the one the index was made "
                 "from (hash differs); copy the shard again, or build it again",
                 shard=shard,
                 key=key,
@@ -131,31 +179,36 @@ class Dataset:
         return self.manifest.shards[int(self.index.shard[row])]
 
 
-def open_dataset(folder: str | Path) -> Dataset:
+def open_dataset(place: str | Path | Storage) -> Dataset:
     """Open a data set.
 
     Args:
-        folder: where ``dataset.json`` lies.
+        place: where ``dataset.json`` lies: a folder, or a URL such as ``s3://bucket/train``.
 
     Raises:
+        ValueError: a URL of an unknown kind.
         DatasetError: no manifest there, or not a valid one.
     """
-    folder = Path(folder)
-    return Dataset(folder, read_manifest(folder))
+    storage = place if isinstance(place, Storage) else open_storage(place)
+    return Dataset(storage, read_manifest(storage))
 
 
-def _map_shard(folder: Path, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
+def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
     entry = manifest.shards[shard]
-    path = folder / entry.name
-    if not path.is_file():
-        raise ShardError(f"{path} is missing; copy it again, or build it again", shard=entry.name)
-    size = path.stat().st_size
-    if size != entry.size_bytes:
+    size = storage.size(entry.name)
+    if size is None:
         raise ShardError(
-            f"{path} must have {entry.size_bytes} bytes, found {size}; copy it again, or build it "
-            "again",
+            f"{storage.url}/{entry.name} is missing; copy it again, or build it again",
             shard=entry.name,
         )
-    with path.open("rb") as file:
+    if size != entry.size_bytes:
+        raise ShardError(
+            f"{storage.url}/{entry.name} must have {entry.size_bytes} bytes, found {size}; copy "
+            "it again, or build it again",
+            shard=entry.name,
+        )
+    if storage.folder is None:
+        return np.frombuffer(storage.read(entry.name), np.uint8)
+    with (storage.folder / entry.name).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, np.uint8)

@@ -6,9 +6,7 @@ are ``label_ids[label_indptr[r]:label_indptr[r + 1]]``. Keys are rows of bytes,
 since Zarr 3 specifies no fixed-width string type.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from .errors import DatasetError
-from .files import TEMPORARY_SUFFIX, sync_folder, sync_tree
+from .files import sync_tree
+from .storage import Storage
 
 INDEX_NAME = "index.zarr"
 CHUNK_ROWS = 65_536
@@ -30,17 +29,26 @@ COLUMNS: dict[str, npt.DTypeLike] = {
     "logmel_size": np.int64,  # bytes of the payload, `.npy` header included
     "json_offset": np.int64,
     "json_size": np.int64,
+    "flac_offset": np.int64,  # the waveform, where it is kept; size 0 where not
+    "flac_size": np.int64,
     "logmel_hash": np.uint64,  # xxh3_64 of the payload
     "json_hash": np.uint64,
+    "flac_hash": np.uint64,
     "n_frames": np.int32,
     "label_indptr": np.int64,  # (n + 1,)
     "label_ids": np.int32,  # (labels of all rows,)
+    "split": np.int16,  # place in the manifest's split_names, -1 for none
     "start_s": np.float32,  # in the original recording, NaN where unknown
     "duration_s": np.float32,
     "sample_rate": np.int32,  # of the original file, Hz
     "n_channels": np.int16,
     "peak": np.float32,  # largest absolute value of the waveform
     "rms_dbfs": np.float32,
+    "clipped_share": np.float32,  # of the decoded samples
+    "silence_share": np.float32,  # of blocks of 10 ms
+    "dc_offset": np.float32,
+    "bandwidth_hz": np.float32,
+    "audio_hash": np.uint64,  # of the decoded audio: equal for exact duplicates
 }
 
 
@@ -58,7 +66,7 @@ class Index:
     """The columns of ``index.zarr`` as NumPy arrays, read when first used.
 
     Args:
-        source: a Zarr group, or a mapping from column name to array.
+        source: from column name to array, in memory or in Zarr.
 
     Shape:
         Every column is (n_samples,) of the dtype in ``COLUMNS``, but ``key``
@@ -71,19 +79,28 @@ class Index:
     logmel_size = _Column()
     json_offset = _Column()
     json_size = _Column()
+    flac_offset = _Column()
+    flac_size = _Column()
     logmel_hash = _Column()
     json_hash = _Column()
+    flac_hash = _Column()
     n_frames = _Column()
     label_indptr = _Column()
     label_ids = _Column()
+    split = _Column()
     start_s = _Column()
     duration_s = _Column()
     sample_rate = _Column()
     n_channels = _Column()
     peak = _Column()
     rms_dbfs = _Column()
+    clipped_share = _Column()
+    silence_share = _Column()
+    dc_offset = _Column()
+    bandwidth_hz = _Column()
+    audio_hash = _Column()
 
-    def __init__(self, source: Mapping[str, npt.NDArray[Any]] | zarr.Group) -> None:
+    def __init__(self, source: Mapping[str, npt.NDArray[Any] | zarr.Array]) -> None:
         self._source = source
         self._read: dict[str, npt.NDArray[Any]] = {}
 
@@ -123,7 +140,7 @@ def key_strings(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
 
 
 def concatenate(parts: Sequence[Index]) -> Index:
-    """Join the indexes of consecutive shards; ``shard`` becomes the place in ``parts``."""
+    """Join the indexes of consecutive shards; ``shard`` counts on from part to part."""
     columns = {
         name: np.concatenate([part.column(name) for part in parts])
         for name in COLUMNS
@@ -132,7 +149,9 @@ def concatenate(parts: Sequence[Index]) -> Index:
     keys = np.concatenate([key_strings(part.key) for part in parts])
     counts = np.concatenate([np.diff(part.label_indptr) for part in parts])
     columns["key"] = keys.view(np.uint8).reshape(len(keys), -1)
-    columns["shard"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
+    n_shards = [int(part.shard[-1]) + 1 for part in parts]
+    first = np.cumsum([0, *n_shards[:-1]], dtype=np.int32)
+    columns["shard"] = np.concatenate([p.shard + n for p, n in zip(parts, first, strict=True)])
     columns["label_indptr"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Index(columns)
 
@@ -147,47 +166,55 @@ def hash_index(index: Index) -> str:
     return digest.hexdigest()
 
 
-def write_index(folder: Path, index: Index) -> None:
-    """Write ``index.zarr`` into the folder of a data set, whole or not at all."""
-    final = folder / INDEX_NAME
-    partial = folder / (INDEX_NAME + TEMPORARY_SUFFIX)
-    shutil.rmtree(partial, ignore_errors=True)
-    group = zarr.create_group(store=partial, attributes={"n_samples": len(index)})
+def hash_files(storage: Storage) -> str:
+    """Hash names and bytes of all files of ``index.zarr``; 32 hex digits of xxh3_128."""
+    digest = xxhash.xxh3_128()
+    for name, size in storage.list(f"{INDEX_NAME}/"):
+        digest.update(f"{name} {size}\n".encode())
+        digest.update(storage.read(name))
+    return digest.hexdigest()
+
+
+def write_index(storage: Storage, index: Index) -> None:
+    """Write ``index.zarr``; it counts once the manifest that holds its hash is written."""
+    storage.delete_all(f"{INDEX_NAME}/")
+    store = storage.zarr_store(INDEX_NAME, read_only=False)
+    group = zarr.create_group(store=store, attributes={"n_samples": len(index)})
     for name, dtype in COLUMNS.items():
         _write_column(group, name, index.column(name).astype(dtype, copy=False))
-    sync_tree(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    sync_folder(folder)
+    if storage.folder is not None:
+        sync_tree(storage.folder / INDEX_NAME)
 
 
-def read_index(folder: Path, *, n_samples: int) -> Index:
+def read_index(storage: Storage, *, n_samples: int) -> Index:
     """Open ``index.zarr``; columns are read when they are used.
 
     Args:
-        folder: the folder of the data set.
+        storage: where the data set lies.
         n_samples: what the manifest says.
 
     Raises:
         DatasetError: it is missing, lacks a column, or has another number of rows.
     """
-    path = folder / INDEX_NAME
-    remedy = f"build the data set again, or remove {folder}"
-    if not path.is_dir():
-        raise DatasetError(f"{folder} has a manifest but no `{INDEX_NAME}`; {remedy}")
-    group = zarr.open_group(store=path, mode="r")
-    arrays = dict(group.arrays())
+    place = f"{storage.url}/{INDEX_NAME}"
+    remedy = f"build the data set again, or remove {storage.url}"
+    try:
+        group = zarr.open_group(store=storage.zarr_store(INDEX_NAME, read_only=True), mode="r")
+    except FileNotFoundError as error:
+        message = f"{storage.url} has a manifest but no `{INDEX_NAME}`; {remedy}"
+        raise DatasetError(message) from error
+    arrays = {name: array for name in COLUMNS if isinstance(array := group.get(name), zarr.Array)}
     missing = sorted(set(COLUMNS) - set(arrays))
     if missing:
-        raise DatasetError(f"{path} lacks the columns {', '.join(missing)}; {remedy}")
+        raise DatasetError(f"{place} lacks the columns {', '.join(missing)}; {remedy}")
     for name, array in arrays.items():
         expected = n_samples + (name == "label_indptr")
-        if name in COLUMNS and name != "label_ids" and array.shape[0] != expected:
+        if name != "label_ids" and array.shape[0] != expected:
             raise DatasetError(
-                f"{path}: column `{name}` must have {expected} rows, found {array.shape[0]}; "
+                f"{place}: column `{name}` must have {expected} rows, found {array.shape[0]}; "
                 f"{remedy}"
             )
-    return Index(group)
+    return Index(arrays)
 
 
 def _write_column(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:

@@ -8,17 +8,18 @@ cannot point out of the folder.
 import hashlib
 import json
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .affine import AffineCode
 from .errors import DatasetError
-from .files import write_bytes
 from .spec import FeatureSpec
+from .storage import Storage
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
+CLAIM_NAME = ".build/plan.json"  # says which build an unfinished data set is
 MAX_MANIFEST_BYTES = 256 * 2**20  # a million shards need about 150 MB
 
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$", max_length=200)]
@@ -44,6 +45,11 @@ class BuildSettings(BaseModel):
     corpus: str = Field(description="name of the corpus reader, or `index` for adopted tars")
     plan_hash: str = Field(description="hash of clips, their order and these settings")
     min_duration_s: float = Field(description="clips shorter than this were rejected, in seconds")
+    window_s: float | None = Field(
+        default=None, description="recordings were cut into windows of so many seconds"
+    )
+    splits: tuple[str, ...] = Field(default=(), description="splits asked for; none = all")
+    limit: int | None = Field(default=None, description="most clips asked for")
     max_shard_samples: int = Field(description="most clips planned for one shard")
     max_shard_bytes: int = Field(description="most bytes planned for one shard")
 
@@ -57,8 +63,17 @@ class Manifest(BaseModel):
     melstream_version: str = Field(default_factory=lambda: version("melstream"))
     features: FeatureSpec = Field(description="how the log-mels were computed")
     feature_hash: str = Field(description="hash of `features`")
+    code: AffineCode | None = Field(
+        default=None, description="what stored `uint8` codes stand for; none for float16"
+    )
+    has_audio: bool = Field(
+        default=False, description="each sample has a third member, the waveform as FLAC"
+    )
     label_names: tuple[str, ...] = Field(description="names of the classes, in the order of ids")
     label_ids: tuple[str, ...] | None = Field(description="AudioSet mids of the classes, if any")
+    split_names: tuple[str, ...] = Field(
+        default=(), description="the corpus's own splits or folds, in the order of the index"
+    )
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
     n_samples: int = Field(ge=1, description="samples in all shards")
     duration_s: float = Field(ge=0, description="audio in all samples, in seconds")
@@ -68,7 +83,9 @@ class Manifest(BaseModel):
     )
     band_mean: tuple[float, ...] = Field(description="mean log-mel per band over the set")
     band_std: tuple[float, ...] = Field(description="standard deviation per band over the set")
+    ids_hash: str = Field(description="hash of the sorted keys, to compare who has which clips")
     index_hash: str = Field(description="hash of all columns of the index; see `hash_index`")
+    index_files_hash: str = Field(description="hash of the files of the index; see `hash_files`")
     build: BuildSettings
 
     @model_validator(mode="after")
@@ -77,6 +94,10 @@ class Manifest(BaseModel):
             raise ValueError(
                 f"`feature_hash` must be the hash of `features` ({self.features.hash}), "
                 f"found {self.feature_hash}: the file was edited by hand"
+            )
+        if self.code != self.features.code:
+            raise ValueError(
+                f"`code` must be the one of `features` ({self.features.code}), found {self.code}"
             )
         total = sum(shard.n_samples for shard in self.shards)
         if total != self.n_samples:
@@ -102,45 +123,70 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Write ``dataset.json``: the same manifest gives the same bytes."""
-    write_bytes(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
+    storage.write(MANIFEST_NAME, manifest_bytes(manifest))
 
 
-def read_manifest(folder: Path) -> Manifest:
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return ``dataset.json`` as it is written: the manifest, and a checksum over the rest."""
+    content = manifest.model_dump(mode="json")
+    return (json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n").encode()
+
+
+def read_manifest(storage: Storage) -> Manifest:
     """Read and validate ``dataset.json``.
 
     Args:
-        folder: the folder of the data set.
+        storage: where the data set lies.
 
     Raises:
         DatasetError: there is none, or it is not a manifest of this format version.
     """
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
+    place = f"{storage.url}/{MANIFEST_NAME}"
+    size_bytes = storage.size(MANIFEST_NAME)
+    if size_bytes is None:
         raise DatasetError(
-            f"no data set at {folder}: `{MANIFEST_NAME}` is missing "
-            f"({_what_is_there(folder)}); build one with 'melstream build'"
+            f"no data set at {storage.url}: `{MANIFEST_NAME}` is missing "
+            f"({_what_is_there(storage)}); build one with 'melstream build'"
         )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise DatasetError(
-            f"{path} must be under {MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}"
-        )
+    if size_bytes > MAX_MANIFEST_BYTES:
+        raise DatasetError(f"{place} must be under {MAX_MANIFEST_BYTES} bytes, found {size_bytes}")
+    content, checksum = _read_json(place, storage.read(MANIFEST_NAME))
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         found = "; ".join(f"`{_dotted(e['loc'])}`: {e['msg']}" for e in error.errors()[:3])
         raise DatasetError(
-            f"{path} is not a manifest of format version {FORMAT_VERSION}: {found}"
+            f"{place} is not a manifest of format version {FORMAT_VERSION}: {found}"
         ) from error
+    if checksum != _checksum(content):
+        raise DatasetError(
+            f"{place} was altered after it was written (its checksum differs); copy it again, or "
+            "build the data set again"
+        )
+    return manifest
 
 
-def _what_is_there(folder: Path) -> str:
-    if not folder.exists():
+def _read_json(place: str, text: bytes) -> tuple[Any, Any]:
+    """Return the content, and the checksum that stands in it."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DatasetError(f"{place} must be JSON, found: {error}; copy it again") from error
+    return content, content.pop("checksum", None) if isinstance(content, dict) else None
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _what_is_there(storage: Storage) -> str:
+    if storage.folder is not None and not storage.folder.exists():
         return "the folder does not exist"
-    if (folder / ".build").exists():
+    if storage.size(CLAIM_NAME) is not None:
         return "an unfinished build lies there: run the same 'melstream build' again to complete it"
-    return "the folder holds no finished build"
+    return "no finished build lies there"
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

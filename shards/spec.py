@@ -10,8 +10,10 @@ import hashlib
 import json
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .affine import AffineCode, affine_code
 from .errors import DatasetError
 
 KALDI_FLOOR = 2.0**-23
@@ -85,7 +87,10 @@ class FeatureSpec(BaseModel):
         description="band powers below it count as it, for a waveform in [-1, 1]. The default is "
         "16-bit quantisation noise in one FFT bin, and above what float32 rounding leaks",
     )
-    storage_dtype: Literal["float16"] = Field(default="float16", description="type of logmel.npy")
+    storage_dtype: Literal["float16", "uint8"] = Field(
+        default="float16",
+        description="type of logmel.npy; uint8: half the bytes, an affine code (see `code`)",
+    )
     resampler: Literal["soxr"] = Field(default="soxr", description="library that resamples")
     resampler_quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = Field(
         default="HQ", description="soxr's quality word, from quick to very high"
@@ -128,6 +133,28 @@ class FeatureSpec(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
+    def code(self) -> AffineCode | None:
+        """What ``uint8`` codes stand for; None where log-mels are stored as float16.
+
+        >>> code = FeatureSpec(storage_dtype="uint8").code
+        >>> round(code.max_error, 4), round(float(code.decode(np.uint8(255))), 2)
+        (0.0587, 11.54)
+        """
+        if self.storage_dtype == "float16":
+            return None
+        return affine_code(
+            log_floor=self.log_floor,
+            n_fft=self.n_fft,
+            win_length=self.win_length,
+            preemphasis=self.preemphasis,
+        )
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one stored frame."""
+        return self.n_mels * np.dtype(self.storage_dtype).itemsize
+
+    @property
     def frame_rate_hz(self) -> float:
         """Frames per second."""
         return self.sample_rate / self.hop_length
@@ -156,7 +183,10 @@ class FeatureSpec(BaseModel):
         return n_frames * self.hop_length / self.sample_rate
 
     def require_same(self, other: "FeatureSpec", where: str) -> None:
-        """Insist that ``other``, found at ``where``, is this spec.
+        """Insist that ``other``, found at ``where``, gives the same log-mels.
+
+        How they are stored may differ: what was learnt from float16 holds for uint8, within
+        the code's error.
 
         Args:
             other: the spec of a data set or a checkpoint.
@@ -165,9 +195,10 @@ class FeatureSpec(BaseModel):
         Raises:
             DatasetError: they differ; the message shows each differing field of both.
         """
-        if self == other:
+        names = [name for name in type(self).model_fields if name != "storage_dtype"]
+        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if not differing:
             return
-        differing = [n for n in type(self).model_fields if getattr(self, n) != getattr(other, n)]
         raise DatasetError(
             f"features differ: {where} has {_shown(other, differing)}, required is "
             f"{_shown(self, differing)}; build the shards again with the required features, "

@@ -1,36 +1,33 @@
 """Is a data set what its manifest says: sizes, or every byte."""
 
 import hashlib
+import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .dataset import Dataset
 from .errors import ShardError
-from .index import INDEX_NAME, hash_index
+from .index import INDEX_NAME, hash_files, hash_index
+from .manifest import MANIFEST_NAME, manifest_bytes
 
 BLOCK_BYTES = 2**22
 
 
 def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None]:
-    """Check the index, then one shard after the other.
+    """Check manifest and index, then one shard after the other.
 
     Args:
         dataset: an open data set.
-        full: read every byte: hash of each tar and of each payload. Otherwise sizes
-            and counts only.
+        full: read every byte: hash of manifest, index, each tar and each payload. Otherwise
+            sizes and counts, and the values of the index.
 
     Yields:
-        a problem of the index, if there is one; then one entry per shard: the first
-        problem found in it, or None.
+        the problems of manifest and index, if there are any; then one entry per shard: the
+        first problem found in it, or None.
     """
-    if hash_index(dataset.index) != dataset.manifest.index_hash:
-        yield ShardError(
-            f"{dataset.folder / INDEX_NAME} is not the index that the manifest was written with; "
-            "copy it again, or build the data set again",
-            shard=INDEX_NAME,
-        )
+    yield from _check_tables(dataset, full=full)
     counts = np.bincount(dataset.index.shard, minlength=len(dataset.manifest.shards))
     starts = np.concatenate([[0], np.cumsum(counts)])
     for shard in range(len(dataset.manifest.shards)):
@@ -42,9 +39,28 @@ def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None
             yield error
 
 
+def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
+    remedy = "copy it again, or build the data set again"
+    manifest, storage = dataset.manifest, dataset.storage
+    if full and storage.read(MANIFEST_NAME) != manifest_bytes(manifest):
+        yield ShardError(
+            f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {remedy}",
+            shard=MANIFEST_NAME,
+        )
+    is_index = hash_index(dataset.index) == manifest.index_hash
+    if is_index and full:
+        is_index = hash_files(storage) == manifest.index_files_hash
+    if not is_index:
+        yield ShardError(
+            f"{dataset.url}/{INDEX_NAME} is not the index that the manifest was written with; "
+            f"{remedy}",
+            shard=INDEX_NAME,
+        )
+
+
 def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:
     entry = dataset.manifest.shards[shard]
-    dataset.shard_bytes(shard)  # compares the size
+    data = dataset.shard_bytes(shard)  # compares the size
     if len(rows) != entry.n_samples:
         raise ShardError(
             f"the index holds {len(rows)} samples of {entry.name}, the manifest {entry.n_samples}; "
@@ -54,20 +70,43 @@ def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> No
     if not full:
         return
     for row in rows:
-        dataset.read_logmel(row)
-        dataset.read_info(row)
-    if file_sha256(dataset.folder / entry.name) != entry.sha256:
+        for member in members(dataset):
+            dataset.read_member(row, member)
+    if _sha256(data) != entry.sha256:
+        key = next((dataset.key(r) for r in rows if not _is_framed(dataset, data, r)), None)
+        where = f"around {key}" if key else "after the last sample"
         raise ShardError(
-            f"{dataset.folder / entry.name} is altered (its sha256 differs from the manifest's); "
-            "copy it again, or build it again",
+            f"{dataset.url}/{entry.name} is altered {where} (its sha256 differs from the "
+            "manifest's); copy it again, or build it again",
             shard=entry.name,
+            key=key,
         )
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file of any size in bounded memory."""
+def members(dataset: Dataset) -> tuple[str, ...]:
+    """Return the members of each sample, by their names in the index."""
+    return ("logmel", "json", "flac") if dataset.manifest.has_audio else ("logmel", "json")
+
+
+def _sha256(data: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
+    for start in range(0, len(data), BLOCK_BYTES):
+        digest.update(data[start : start + BLOCK_BYTES].data)
     return digest.hexdigest()
+
+
+def _is_framed(dataset: Dataset, data: npt.NDArray[np.uint8], row: int) -> bool:
+    """Say whether the tar headers of a sample, and the zeros after its payloads, are in order."""
+    for member in members(dataset):
+        offset = int(dataset.index.column(f"{member}_offset")[row])
+        size = int(dataset.index.column(f"{member}_size")[row])
+        header = data[offset - tarfile.BLOCKSIZE : offset].tobytes()
+        end = offset + size
+        try:
+            found = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            return False
+        is_named = found.name.startswith(f"{dataset.key(row)}.") and found.size == size
+        if not is_named or data[end : -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE].any():
+            return False
+    return True

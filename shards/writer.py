@@ -1,6 +1,7 @@
 """Write one shard: a plain WebDataset tar, the same bytes for the same samples.
 
-A sample is two members in this order, ``<key>.logmel.npy`` and ``<key>.json``.
+A sample is two members in this order, ``<key>.logmel.npy`` and ``<key>.json``, and a third,
+``<key>.flac``, where the waveform is kept.
 The tar is POSIX ustar with fixed time, owner and mode: byte for byte what
 ``webdataset.TarWriter`` writes (a test compares them). Python's ``tarfile`` is used
 directly, because importing webdataset imports torch: seconds and 400 MB for every
@@ -13,7 +14,6 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -21,13 +21,29 @@ import numpy.typing as npt
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from .files import atomic_file
-from .index import Index, key_bytes
+from .index import COLUMNS, Index, key_bytes
 from .keys import check_key
 from .manifest import ShardEntry
+from .storage import Sink, Storage
 
 LOGMEL_FIELD = "logmel.npy"
 JSON_FIELD = "json"
+FLAC_FIELD = "flac"
+FIGURES = (
+    "start_s",
+    "duration_s",
+    "sample_rate",
+    "n_channels",
+    "peak",
+    "rms_dbfs",
+    "clipped_share",
+    "silence_share",
+    "dc_offset",
+    "bandwidth_hz",
+    "audio_hash",
+)
+"""Fields of the ``json`` member that are columns of the index too."""
+
 OWNER = "melstream"
 MODE = 0o444
 
@@ -45,6 +61,15 @@ class SampleInfo(BaseModel):
     n_channels: int = Field(description="of the original file")
     peak: float = Field(description="largest absolute value of the waveform, full scale = 1")
     rms_dbfs: float = Field(description="root mean square of the waveform, in dB of full scale")
+    clipped_share: float = Field(description="share of the decoded samples at full scale")
+    silence_share: float = Field(description="share of blocks of 10 ms under -60 dBFS")
+    dc_offset: float = Field(description="mean of the waveform, full scale = 1")
+    bandwidth_hz: float = Field(description="up to where there is sound, in Hz")
+    audio_hash: str = Field(description="hash of the decoded audio, 16 hex digits")
+    split: str | None = Field(default=None, description="the corpus's own split or fold")
+    events: tuple[tuple[float, float, str], ...] = Field(
+        default=(), description="strong labels: start and end in seconds, class name"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +78,52 @@ class Sample:
 
     Args:
         key: unique in the data set, of letters, digits, ``_`` and ``-``.
-        logmel: float16, shape (n_frames, n_mels).
+        logmel: as stored, float16 or uint8, shape (n_frames, n_mels).
         label_ids: sorted places in the manifest's ``label_names``.
         info: the ``json`` member.
+        split: place in the manifest's ``split_names``, -1 for none.
+        flac: the waveform as FLAC, where it is kept.
     """
 
     key: str
-    logmel: npt.NDArray[np.float16]
+    logmel: npt.NDArray[np.float16] | npt.NDArray[np.uint8]
     label_ids: tuple[int, ...]
     info: SampleInfo
+    split: int = -1
+    flac: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    offset: int
-    size: int
-    hash: int
+    offset: int = 0
+    size: int = 0
+    hash: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the index will say of a sample; the arrays themselves are on disk by then."""
+
+    key: str
+    n_frames: int
+    label_ids: tuple[int, ...]
+    split: int
+    members: dict[str, _Member]
+    figures: dict[str, float | int]
 
 
 @contextlib.contextmanager
-def write_shard(path: Path) -> Iterator["ShardWriter"]:
+def write_shard(storage: Storage, name: str) -> Iterator["ShardWriter"]:
     """Write samples to one tar that appears, whole, when the block ends.
 
-    >>> with write_shard(folder / "train-000000.tar") as writer:  # doctest: +SKIP
+    >>> with write_shard(storage, "train-000000.tar") as writer:  # doctest: +SKIP
     ...     writer.write(sample)
     >>> writer.entry.n_samples, len(writer.index)  # doctest: +SKIP
     (1, 1)
 
     Args:
-        path: the final name of the tar.
+        storage: where it goes.
+        name: the final name of the tar.
 
     Yields:
         the writer; its ``entry`` and ``index`` are complete once the block has ended.
@@ -89,8 +131,8 @@ def write_shard(path: Path) -> Iterator["ShardWriter"]:
     Raises:
         OSError: the disk is full or not writable; no tar is left.
     """
-    with atomic_file(path) as file:
-        writer = ShardWriter(path.name, file)
+    with storage.writer(name) as file:
+        writer = ShardWriter(name, file)
         yield writer
         writer.close()
 
@@ -98,9 +140,9 @@ def write_shard(path: Path) -> Iterator["ShardWriter"]:
 class ShardWriter:
     """Append samples to an open tar; made by ``write_shard``."""
 
-    def __init__(self, name: str, file: BinaryIO) -> None:
+    def __init__(self, name: str, file: Sink) -> None:
         self._name = name
-        self._rows: list[tuple[Sample, _Member, _Member]] = []
+        self._rows: list[_Row] = []
         self._file = _HashingFile(file)
         self._tar = tarfile.TarFile(
             fileobj=cast(BinaryIO, self._file), mode="w", format=tarfile.USTAR_FORMAT
@@ -114,17 +156,25 @@ class ShardWriter:
         """Append one sample.
 
         Raises:
-            ValueError: the key is not legal, or the log-mel is not float16 with two axes.
+            ValueError: the key is not legal, or the log-mel is not float16 or uint8 with two axes.
         """
         check_key(sample.key)
-        if sample.logmel.dtype != np.float16 or sample.logmel.ndim != 2:
+        if sample.logmel.dtype not in (np.float16, np.uint8) or sample.logmel.ndim != 2:
             raise ValueError(
-                "`logmel` must be float16 of shape (n_frames, n_mels), found "
+                "`logmel` must be float16 or uint8 of shape (n_frames, n_mels), found "
                 f"{sample.logmel.dtype} of shape {sample.logmel.shape}"
             )
         logmel = self._add(f"{sample.key}.{LOGMEL_FIELD}", _npy(sample.logmel))
         info = self._add(f"{sample.key}.{JSON_FIELD}", sample.info.model_dump_json().encode())
-        self._rows.append((sample, logmel, info))
+        flac = _Member()
+        if sample.flac is not None:
+            flac = self._add(f"{sample.key}.{FLAC_FIELD}", sample.flac)
+        members = {"logmel": logmel, "json": info, "flac": flac}
+        figures = _figures(sample.info)
+        n_frames = len(sample.logmel)
+        self._rows.append(
+            _Row(sample.key, n_frames, sample.label_ids, sample.split, members, figures)
+        )
 
     @property
     def n_samples(self) -> int:
@@ -144,32 +194,23 @@ class ShardWriter:
     @property
     def index(self) -> Index:
         """The shard's rows of the index."""
-        samples = [sample for sample, _, _ in self._rows]
-        infos = [sample.info for sample in samples]
-        logmels = [member for _, member, _ in self._rows]
-        jsons = [member for _, _, member in self._rows]
-        labels = [sample.label_ids for sample in samples]
-        return Index(
-            {
-                "key": key_bytes([sample.key for sample in samples]),
-                "shard": np.zeros(len(samples), np.int32),
-                "logmel_offset": np.array([m.offset for m in logmels], np.int64),
-                "logmel_size": np.array([m.size for m in logmels], np.int64),
-                "json_offset": np.array([m.offset for m in jsons], np.int64),
-                "json_size": np.array([m.size for m in jsons], np.int64),
-                "logmel_hash": np.array([m.hash for m in logmels], np.uint64),
-                "json_hash": np.array([m.hash for m in jsons], np.uint64),
-                "n_frames": np.array([len(sample.logmel) for sample in samples], np.int32),
-                "label_indptr": np.cumsum([0, *map(len, labels)], dtype=np.int64),
-                "label_ids": np.array([i for ids in labels for i in ids], np.int32),
-                "start_s": np.array([_or_nan(info.start_s) for info in infos], np.float32),
-                "duration_s": np.array([info.duration_s for info in infos], np.float32),
-                "sample_rate": np.array([info.sample_rate for info in infos], np.int32),
-                "n_channels": np.array([info.n_channels for info in infos], np.int16),
-                "peak": np.array([info.peak for info in infos], np.float32),
-                "rms_dbfs": np.array([info.rms_dbfs for info in infos], np.float32),
-            }
-        )
+        rows = self._rows
+        labels = [row.label_ids for row in rows]
+        columns: dict[str, Any] = {
+            "key": key_bytes([row.key for row in rows]),
+            "shard": np.zeros(len(rows)),
+            "n_frames": [row.n_frames for row in rows],
+            "split": [row.split for row in rows],
+            "label_indptr": np.cumsum([0, *map(len, labels)]),
+            "label_ids": [i for ids in labels for i in ids],
+        }
+        for member in ("logmel", "json", "flac"):
+            for part in ("offset", "size", "hash"):
+                values = [getattr(row.members[member], part) for row in rows]
+                columns[f"{member}_{part}"] = values
+        for name in FIGURES:
+            columns[name] = [row.figures[name] for row in rows]
+        return Index({name: np.array(columns[name], dtype) for name, dtype in COLUMNS.items()})
 
     def _add(self, name: str, payload: bytes) -> _Member:
         header = tarfile.TarInfo(name)
@@ -184,7 +225,7 @@ class ShardWriter:
 class _HashingFile:
     """Count and hash the bytes on their way to a file."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Sink) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.n_bytes = 0
@@ -204,5 +245,9 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _figures(info: SampleInfo) -> dict[str, float | int]:
+    """Return what the index keeps of the ``json`` member."""
+    figures = {name: getattr(info, name) for name in FIGURES}
+    figures["start_s"] = float("nan") if info.start_s is None else info.start_s
+    figures["audio_hash"] = int(info.audio_hash, 16)
+    return figures

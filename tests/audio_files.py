@@ -19,12 +19,14 @@ def write_soundfile(path: Path, samples: Samples, rate: int, kind: str, subtype:
     return path
 
 
-def write_pyav(path: Path, samples: Samples, rate: int, kind: str, codec: str) -> Path:
+def write_pyav(
+    path: Path, samples: Samples, rate: int, kind: str, codec: str, **codec_options: str
+) -> Path:
     """Write (n_samples, n_channels) with FFmpeg; an MP4 gets its index first, as for the web."""
     layout = LAYOUTS[samples.shape[1]]
-    options = {"movflags": "faststart"} if kind == "mp4" else {}
+    options = {"movflags": "faststart"} if kind in ("mp4", "mov") else {}
     with av.open(str(path), "w", format=kind, options=options) as container:
-        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream = container.add_stream(codec, rate=rate, layout=layout, options=codec_options)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         resampler = av.AudioResampler(

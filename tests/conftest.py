@@ -16,12 +16,14 @@ from hypothesis import settings
 from rich.console import Console
 
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.index import concatenate, hash_index, write_index
+from melstream.shards.index import concatenate, hash_files, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
 from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.shards.writer import Sample, SampleInfo, write_shard
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 
 SPEC = PRESETS["conformer64"]
@@ -58,22 +60,27 @@ def make_sample(
         n_channels=1,
         peak=0.5,
         rms_dbfs=-20.0,
+        clipped_share=0.0,
+        silence_share=0.0,
+        dc_offset=0.0,
+        bandwidth_hz=8_000.0,
+        audio_hash=f"{number:016x}",
     )
     return Sample(key=f"clip-{number:04d}", logmel=logmel, label_ids=label_ids, info=info)
 
 
 def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int = 0) -> Dataset:
     """Write samples as a data set, shard by shard."""
-    path.mkdir(parents=True)
+    storage = open_storage(path)
     entries, indexes = [], []
     for number, samples in enumerate(shards):
-        with write_shard(path / f"train-{number:06d}.tar") as writer:
+        with write_shard(storage, f"train-{number:06d}.tar") as writer:
             for sample in samples:
                 writer.write(sample)
         entries.append(writer.entry)
         indexes.append(writer.index)
     index = concatenate(indexes)
-    write_index(path, index)
+    write_index(storage, index)
     values = np.concatenate([s.logmel.astype(np.float64) for samples in shards for s in samples])
     manifest = Manifest(
         features=SPEC,
@@ -86,7 +93,9 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         n_rejects={},
         band_mean=tuple(values.mean(0)),
         band_std=tuple(values.std(0) + 1e-3),
+        ids_hash="0" * 16,
         index_hash=hash_index(index),
+        index_files_hash=hash_files(storage),
         build=BuildSettings(
             corpus="test",
             plan_hash="0" * 16,
@@ -95,7 +104,7 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
             max_shard_bytes=10**9,
         ),
     )
-    write_manifest(path, manifest)
+    write_manifest(storage, manifest)
     return open_dataset(path)
 
 
@@ -127,7 +136,7 @@ def built(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         plan = make_plan(
             folder.scan(recordings / split), PlanSettings(corpus="folder", features=SPEC)
         )
-        build(plan, root / split, n_jobs=1, report=lambda done, note: None)
+        build(plan, open_storage(root / split), run_here, lambda done, note: None)
         return open_dataset(root / split)
 
     return of

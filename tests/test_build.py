@@ -13,18 +13,22 @@ import soundfile
 import zarr
 from conftest import read_with_webdataset
 
+from melstream.pipeline.decode import decode
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, MelstreamError
+from melstream.shards.manifest import Manifest
 from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
-from melstream.tools import build as build_module
-from melstream.tools import build_workers
+from melstream.tools import build_assemble, build_workers
 from melstream.tools.build import BuildReport, build
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
+from melstream.tools.build_report import reject_share
+from melstream.tools.build_workers import run_jobs
 from melstream.tools.corpora import folder
-from melstream.tools.corpora.corpus import Clip, Listing
+from melstream.tools.corpora.corpus import Clip
 
 SPEC = PRESETS["conformer64"]
 
@@ -36,8 +40,16 @@ def plan_of(source: Path, **settings: object) -> Plan:
     )
 
 
-def run(plan: Plan, out: Path, n_jobs: int = 1) -> BuildReport:
-    return build(plan, out, n_jobs=n_jobs, report=lambda done, note: None)
+def run(plan: Plan, out: Path, n_jobs: int = 0) -> Manifest:
+    return run_reported(plan, out, n_jobs)[0]
+
+
+def run_reported(plan: Plan, out: Path, n_jobs: int = 0) -> tuple[Manifest, BuildReport]:
+    report = build(
+        plan, open_storage(out), lambda jobs: run_jobs(jobs, n_jobs), lambda done, note: None
+    )
+    assert report.manifest is not None
+    return report.manifest, report
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -105,8 +117,8 @@ def test_features_and_statistics_equal_those_computed_from_the_files(
 def test_the_number_of_processes_does_not_change_a_byte(corpus: Path, tmp_path: Path) -> None:
     plan = plan_of(corpus, max_shard_samples=3)
     run(plan, tmp_path / "one" / "train")
-    report = run(plan, tmp_path / "two" / "train", n_jobs=2)
-    assert report.n_new_shards == 4
+    _, report = run_reported(plan, tmp_path / "two" / "train", n_jobs=2)
+    assert len(report.new) == plan.n_shards >= 4
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
@@ -114,8 +126,8 @@ def test_a_second_run_writes_nothing(corpus: Path, tmp_path: Path) -> None:
     plan = plan_of(corpus)
     run(plan, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    report = run(plan_of(corpus), tmp_path / "out")
-    assert report.n_new_shards == 0
+    _, report = run_reported(plan_of(corpus), tmp_path / "out")
+    assert report.new == ()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
@@ -128,7 +140,7 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(
     out = tmp_path / "broken" / "train"
     done = 0
 
-    def dying(job: object, on_clip: Callable[[], None]) -> object:
+    def dying(job: object, on_clip: Callable[[int], None]) -> object:
         nonlocal done
         if done == stop_after:
             raise KeyboardInterrupt
@@ -142,7 +154,7 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(
     with pytest.raises(DatasetError, match="unfinished build"):
         open_dataset(out)
     monkeypatch.undo()
-    assert run(plan, out).n_new_shards == 4 - stop_after
+    assert len(run_reported(plan, out)[1].new) == plan.n_shards - stop_after
     assert content(out) == content(tmp_path / "whole" / "train")
 
 
@@ -153,15 +165,15 @@ def test_a_build_killed_while_the_set_is_assembled_goes_on(
     run(plan, tmp_path / "whole" / "train")
     out = tmp_path / "broken" / "train"
 
-    def killed(folder: Path, manifest: object) -> None:
+    def killed(storage: object, manifest: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_module, "write_manifest", killed)
+    monkeypatch.setattr(build_assemble, "write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         run(plan, out)
     monkeypatch.undo()
     (out / "dataset.json.4711.partial").write_text("{ half a mani")
-    assert run(plan, out).n_new_shards == 0
+    assert run_reported(plan, out)[1].new == ()
     assert content(out) == content(tmp_path / "whole" / "train")
 
 
@@ -210,10 +222,10 @@ def bad_corpus(corpus: Path) -> Path:
 def test_each_bad_file_is_a_counted_reject_and_nothing_else_is_lost(
     bad_corpus: Path, tmp_path: Path
 ) -> None:
-    report = run(plan_of(bad_corpus), tmp_path / "out")
+    manifest = run(plan_of(bad_corpus), tmp_path / "out")
     reasons = {"truncated", "empty", "undecodable", "too_short", "silent", "not_finite"}
-    assert report.n_rejects == dict.fromkeys(sorted(reasons), 1) | {"not_finite": 2}
-    assert report.n_samples == 12
+    assert manifest.n_rejects == dict.fromkeys(sorted(reasons), 1) | {"not_finite": 2}
+    assert manifest.n_samples == 12
     lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     rejects = {json.loads(line)["source"]: json.loads(line) for line in lines}
     expected = {
@@ -280,50 +292,52 @@ def test_a_shard_of_rejects_only_leaves_no_gap_in_the_names(
 def test_missing_clips_are_counted_and_named(corpus: Path, tmp_path: Path) -> None:
     listing = folder.scan(corpus)
     gone = Clip(key="zzz", path=None, labels=(0,), source="zzz")
-    listing = Listing((*listing.clips, gone), listing.label_names, None, 3)
+    listing = replace(listing, clips=(*listing.clips, gone), n_unlisted=3)
     plan = make_plan(listing, PlanSettings(corpus="folder", features=SPEC))
-    report = run(plan, tmp_path / "out")
-    assert report.n_rejects == {"missing": 1}
-    assert report.n_ignored == {"unlisted": 3}
-    assert report.reject_share == 0
+    manifest = run(plan, tmp_path / "out")
+    assert manifest.n_rejects == {"missing": 1}
+    assert manifest.n_ignored == {"unlisted": 3}
+    assert reject_share(manifest) == 0
     assert '"key":"zzz"' in (tmp_path / "out" / "rejects.jsonl").read_text()
 
 
 def test_shards_are_cut_by_bytes_too(corpus: Path) -> None:
-    seconds = {clip.key: soundfile.info(clip.path).duration for clip in folder.scan(corpus).clips}
+    files = {clip.key: clip.path for clip in folder.scan(corpus).clips}
     plan = plan_of(corpus, max_shard_bytes=60_000)
-    sizes = [sum(seconds[clip.key] * 12_800 + 2_048 for clip in clips) for clips in plan.shards]
-    assert len(plan.shards) > 1
-    for size, clips in zip(sizes, plan.shards, strict=True):
-        assert size <= 61_000 or len(clips) == 1
+    assert plan.n_shards > 1
+    for shard in range(plan.n_shards):
+        clips = plan.clips(shard)
+        n_file_bytes = sum((corpus / files[clip.key]).stat().st_size for clip in clips)
+        size = n_file_bytes / 60_000 * 12_800 + 2_048 * len(clips)
+        assert size <= 60_000 or len(clips) == 1
 
 
 def test_the_plan_spreads_each_class_over_the_shards(recordings: Path) -> None:
     plan = plan_of(recordings / "train", max_shard_samples=20)
-    for clips in plan.shards:
-        assert len({clip.labels for clip in clips}) >= 4
+    for shard in range(plan.n_shards):
+        assert len({clip.labels for clip in plan.clips(shard)}) >= 4
 
 
 def test_a_bad_file_whose_name_is_not_utf8_is_a_reject_too(corpus: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.wav")
     (corpus / "bad").mkdir()
     (corpus / "bad" / name).write_text("no audio")
-    report = run(plan_of(corpus), tmp_path / "out")
-    assert report.n_rejects == {"undecodable": 1}
+    manifest = run(plan_of(corpus), tmp_path / "out")
+    assert manifest.n_rejects == {"undecodable": 1}
     assert "caf\\xe9" in json.loads((tmp_path / "out" / "rejects.jsonl").read_text())["message"]
 
 
 def test_an_error_nobody_foresaw_is_a_reject_with_its_words(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def odd(path: Path, spec: object, *, min_duration_s: float) -> object:
+    def odd(path: Path) -> object:
         if path.name == "3.flac":
             raise ZeroDivisionError("what a strange file")
-        return load_waveform(path, SPEC, min_duration_s=min_duration_s)
+        return decode(path)
 
-    monkeypatch.setattr("melstream.tools.build_shard.load_waveform", odd)
-    report = run(plan_of(corpus), tmp_path / "out")
-    assert report.n_rejects == {"failed": 1}
+    monkeypatch.setattr("melstream.tools.build_shard.decode", odd)
+    manifest = run(plan_of(corpus), tmp_path / "out")
+    assert manifest.n_rejects == {"failed": 1}
     message = json.loads((tmp_path / "out" / "rejects.jsonl").read_text())["message"]
     assert message == "ZeroDivisionError: what a strange file"
 
@@ -331,9 +345,9 @@ def test_an_error_nobody_foresaw_is_a_reject_with_its_words(
 def test_a_clip_too_short_for_one_frame_is_a_reject(corpus: Path, tmp_path: Path) -> None:
     soundfile.write(next(corpus.iterdir()) / "blip.wav", np.full(200, 0.1), 16_000)
     settings = {"features": PRESETS["kaldi128"], "min_duration_s": 0.01, "max_shard_samples": 1}
-    report = run(plan_of(corpus, **settings), tmp_path / "out")
-    assert report.n_rejects == {"too_short": 1}
-    assert report.n_samples == 12
+    manifest = run(plan_of(corpus, **settings), tmp_path / "out")
+    assert manifest.n_rejects == {"too_short": 1}
+    assert manifest.n_samples == 12
 
 
 def test_a_whole_video_under_the_name_of_a_clip_is_a_reject(corpus: Path, tmp_path: Path) -> None:
@@ -341,7 +355,7 @@ def test_a_whole_video_under_the_name_of_a_clip_is_a_reject(corpus: Path, tmp_pa
     clips = [
         replace(clip, duration_s=1e-3 if n == 5 else 60.0) for n, clip in enumerate(listing.clips)
     ]
-    listing = Listing(tuple(clips), listing.label_names, None, 0)
+    listing = replace(listing, clips=tuple(clips))
     plan = make_plan(listing, PlanSettings(corpus="folder", features=SPEC))
     assert run(plan, tmp_path / "out").n_rejects == {"mis_sized": 1}
 

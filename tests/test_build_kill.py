@@ -12,8 +12,10 @@ import pytest
 
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.tools.build import build
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
+from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 
 N_SHARDS = 30
@@ -73,8 +75,8 @@ def plan_of(corpus: Path) -> Plan:
 
 
 def finish(corpus: Path, out: Path) -> int:
-    report = build(plan_of(corpus), out, n_jobs=1, report=lambda done, note: None)
-    return report.n_new_shards
+    report = build(plan_of(corpus), open_storage(out), run_here, lambda done, note: None)
+    return len(report.new)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -114,7 +116,7 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(corpus: Path, tmp_path
             break
     _, error = process.communicate()
     assert process.returncode == 1
-    assert b"a worker process died" in b" ".join(error.split())
+    assert b"a worker process was killed" in b" ".join(error.split())
     wait_until_all_are_gone(process.pid)
     assert finish(corpus, out) < N_SHARDS
 
@@ -134,7 +136,7 @@ def interrupt_assembly(corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch,
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"melstream.tools.build.{at}", killed)
+    monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)
     with pytest.raises(KeyboardInterrupt):
         finish(corpus, out)
     monkeypatch.undo()
@@ -168,7 +170,9 @@ def test_a_plan_that_cuts_shards_elsewhere_does_not_go_on(
 ) -> None:
     shutil.rmtree(corpus / "class-0")
     interrupt_assembly(corpus, tmp_path / "out", monkeypatch, "write_index")
-    monkeypatch.setattr("melstream.tools.build_plan._estimate_bytes", lambda clip, spec: 10**8)
+    monkeypatch.setattr(
+        "melstream.tools.build_plan._estimate", lambda clip, size, settings: (1, 10**8)
+    )
     with pytest.raises(DatasetError, match="unfinished build of other files, settings"):
         finish(corpus, tmp_path / "out")
 

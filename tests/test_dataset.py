@@ -26,7 +26,7 @@ def test_every_sample_is_read_as_it_was_written(small_dataset: Dataset) -> None:
 
 
 def test_index_columns_have_the_documented_types_and_places(small_dataset: Dataset) -> None:
-    index = read_index(small_dataset.folder, n_samples=60)
+    index = read_index(small_dataset.storage, n_samples=60)
     for name, dtype in COLUMNS.items():
         assert index.column(name).dtype == dtype
     assert index.shard.tolist() == [0] * 7 + [1] * 13 + [2] * 12 + [3] * 19 + [4] * 9
@@ -45,7 +45,7 @@ def test_keys_survive_their_column() -> None:
 
 
 def test_manifest_survives_its_file(small_dataset: Dataset) -> None:
-    assert read_manifest(small_dataset.folder) == small_dataset.manifest
+    assert read_manifest(small_dataset.storage) == small_dataset.manifest
     assert len(small_dataset.manifest.fingerprint) == 16
 
 
@@ -60,6 +60,7 @@ def test_a_folder_without_a_data_set_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="build one with 'melstream build'"):
         open_dataset(tmp_path / "nothing")
     (tmp_path / ".build").mkdir()
+    (tmp_path / ".build" / "plan.json").write_text("{}")
     with pytest.raises(DatasetError, match="unfinished build"):
         open_dataset(tmp_path)
 

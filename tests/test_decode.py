@@ -12,8 +12,9 @@ import pytest
 import soundfile as sf
 from audio_files import write_pyav, write_soundfile
 
-from melstream.pipeline import decode as module
+from melstream.pipeline.audio_reader import LOSSY_TOLERANCE_S
 from melstream.pipeline.decode import decode
+from melstream.pipeline.pyav_reader import PyavReader
 from melstream.shards.errors import SampleError
 
 Samples = npt.NDArray[np.float32]
@@ -119,7 +120,10 @@ def test_pyav_scales_each_sample_format_as_soundfile_does(
     tmp_path: Path, clip: Samples, subtype: str, n_channels: int
 ) -> None:
     path = write(tmp_path / "clip.wav", clip[:, :n_channels], "WAV", subtype)
-    np.testing.assert_array_equal(module._by_pyav(path).samples, decode(path).samples)
+    found = np.empty_like(clip[:, :n_channels])
+    with contextlib.closing(PyavReader(path)) as reader:
+        assert reader.fill(found) == len(clip)
+    np.testing.assert_array_equal(found, decode(path).samples)
 
 
 def test_pyav_turns_planes_of_integers_into_columns(tmp_path: Path, clip: Samples) -> None:
@@ -211,7 +215,7 @@ def test_a_lost_packet_is_tolerated_and_many_are_not(tmp_path: Path, clip: Sampl
     whole = path.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(8) + whole[middle + 8 :])
-    assert len(decode(path).samples) > len(clip) - module.LOSSY_TOLERANCE_S * RATE
+    assert len(decode(path).samples) > len(clip) - LOSSY_TOLERANCE_S * RATE
 
     content = np.frombuffer(whole, np.uint8).copy()
     content[np.arange(1_000, len(content) - 9, 300)[:, None] + np.arange(9)] = 0
@@ -243,9 +247,9 @@ def test_a_wav_written_to_a_pipe_decodes(tmp_path: Path, clip: Samples, size: in
 def test_memory_follows_the_data_not_the_header(tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
     with wave.open(str(path), "wb") as file:
-        file.setparams((1000, 2, RATE, 0, "NONE", ""))
-        file.writeframes(bytes(2_000 * 10))
-    assert decode(path).samples.shape == (10, 1000)
+        file.setparams((64, 2, RATE, 0, "NONE", ""))
+        file.writeframes(bytes(128 * 10))
+    assert decode(path).samples.shape == (10, 64)
 
 
 def test_a_rate_that_cannot_be_is_refused(tmp_path: Path, clip: Samples) -> None:

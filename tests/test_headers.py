@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from audio_files import write_soundfile
 
-from melstream.pipeline.headers import is_mpeg_audio, missing_bytes
+from melstream.pipeline import headers
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (4_000, 1)).astype(np.float32)
 KINDS = {
@@ -18,8 +18,21 @@ KINDS = {
     "vorbis": ("OGG", "VORBIS"),
     "opus": ("OGG", "OPUS"),
     "mp3": ("MP3", "MPEG_LAYER_III"),
+    "au": ("AU", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
 }
 ID3 = b"ID3\x04\x00\x00\x00\x00\x01\x02" + bytes(130)  # sizes count seven bits a byte
+
+
+def missing_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return headers.missing_bytes(file)
+
+
+def is_mpeg_audio(path: Path) -> bool:
+    with path.open("rb") as file:
+        return headers.is_mpeg_audio(file)
 
 
 def write(path: Path, kind: str) -> bytes:

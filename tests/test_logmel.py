@@ -213,22 +213,37 @@ def test_one_object_serves_many_threads() -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_kernels_give_the_same_uncompiled() -> None:
-    samples = tone(440, 40)
-    frames, plain_frames = np.zeros((2, 3, 32), np.float32)
-    arguments = (samples, 8, np.hanning(24).astype(np.float32), np.float32(0.97), True)
-    module._frame(*arguments, frames)
-    module._frame.py_func(*arguments, plain_frames)
-    np.testing.assert_allclose(frames, plain_frames, atol=1e-6)
+@pytest.mark.parametrize("remove_dc", [False, True])
+def test_frames_equal_a_naive_loop_also_uncompiled(remove_dc: bool, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    hop_length, window, n_lanes = 7, np.hanning(25).astype(np.float32), 4
+    samples = rng.uniform(-1, 1, 7 * hop_length + 25).astype(np.float32)
+    expected = np.zeros((2, 32, n_lanes))
+    for t in range(2 * n_lanes):
+        frame = samples[t * hop_length : t * hop_length + 25].astype(np.float64)
+        frame = frame - frame.mean() * remove_dc
+        frame -= 0.97 * np.concatenate([frame[:1], frame[:-1]])
+        expected[t // n_lanes, :25, t % n_lanes] = window * frame
 
-    spectrum = np.fft.rfft(frames).T.astype(np.complex64).copy()
+    arguments = (samples, hop_length, window, np.float32(0.97), remove_dc)
+    frames, plain_frames = np.zeros((2, 2, 32, n_lanes), np.float32)
+    module._frame(*arguments, frames)
+    for name in ("_frame", "_mean", "_window_4", "_join"):
+        monkeypatch.setattr(module, name, getattr(module, name).py_func)
+    module._frame(*arguments, plain_frames)
+    np.testing.assert_allclose(frames, expected, atol=1e-6)
+    np.testing.assert_allclose(plain_frames, expected, atol=1e-6)
+
+
+def test_bands_equal_a_matrix_product_also_uncompiled() -> None:
+    spectrum_powers = np.random.default_rng(0).uniform(0, 1, (17, 3)).astype(np.float32)
     filters = mel_filters(FeatureSpec(n_fft=32, win_length=24, hop_length=8, n_mels=5))
-    powers, plain_powers = np.empty((2, 5, 3), np.float32)
-    ranges = module._bin_ranges(filters)
-    module._project(spectrum, filters, *ranges, powers)
-    module._project.py_func(spectrum, filters, *ranges, plain_powers)
-    np.testing.assert_allclose(powers, plain_powers, rtol=1e-5)
-    np.testing.assert_allclose(powers, filters @ np.abs(spectrum) ** 2, rtol=1e-4, atol=1e-9)
+    bands, plain_bands = np.empty((2, 5, 3), np.float32)
+    arguments = (spectrum_powers, filters, *module._bin_ranges(filters))
+    module._project(*arguments, bands)
+    module._project.py_func(*arguments, plain_bands)
+    np.testing.assert_allclose(bands, filters @ spectrum_powers, rtol=1e-5)
+    np.testing.assert_allclose(plain_bands, filters @ spectrum_powers, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import pytest
 import webdataset
 from conftest import make_sample, read_with_webdataset, write_dataset
 
+from melstream.shards.storage import open_storage
 from melstream.shards.writer import MODE, OWNER, Sample, write_shard
 
 GOLDEN_SHA256 = "bb0ffc524d73f772d62333a82a152e973be8a85c9def987cea9028f1f33e6002"
 
 
 def write_three(path: Path) -> Path:
-    with write_shard(path) as writer:
+    with write_shard(open_storage(path.parent), path.name) as writer:
         for number in range(3):
             writer.write(make_sample(number, n_frames=5 + number, label_ids=(number,)))
     return path
@@ -63,7 +64,8 @@ def test_an_error_leaves_no_shard(tmp_path: Path) -> None:
         yield make_sample(0)
         raise RuntimeError("half way")
 
-    with pytest.raises(RuntimeError, match="half way"), write_shard(tmp_path / "a.tar") as writer:
+    storage = open_storage(tmp_path)
+    with pytest.raises(RuntimeError, match="half way"), write_shard(storage, "a.tar") as writer:
         list(map(writer.write, samples()))
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +84,8 @@ def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_key_that_webdataset_would_cut_is_refused(tmp_path: Path, key: str) -> None:
     sample = make_sample(0)
     bad = type(sample)(key, sample.logmel, sample.label_ids, sample.info)
-    with pytest.raises(ValueError, match="key"), write_shard(tmp_path / "a.tar") as writer:
+    storage = open_storage(tmp_path)
+    with pytest.raises(ValueError, match="key"), write_shard(storage, "a.tar") as writer:
         writer.write(bad)
 
 
@@ -91,6 +94,6 @@ def test_a_logmel_that_is_not_float16_is_refused(tmp_path: Path) -> None:
     bad = type(sample)(sample.key, sample.logmel.astype(np.float32), (), sample.info)
     with (
         pytest.raises(ValueError, match="`logmel` must be float16"),
-        write_shard(tmp_path / "a.tar") as writer,
+        write_shard(open_storage(tmp_path), "a.tar") as writer,
     ):
         writer.write(bad)

@@ -3,18 +3,19 @@
 The plan is a pure function of the listing and the settings: the same clips give the same
 shards, whatever the number of processes and however often the build was interrupted.
 Clips are stored in the order of a hash of their keys, so that every shard is a random
-sample of the corpus: neighbours in a shard do not share a class or a source.
+sample of the corpus: neighbours in a shard do not share a class or a source. No file is
+opened: its name and size are enough.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
-import soundfile
+import numpy as np
+import numpy.typing as npt
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +25,12 @@ from .corpora.corpus import Clip, Listing
 
 MIN_SHARDS = 8  # small corpora are cut too, for parallel builds and shuffles …
 MIN_SHARD_SAMPLES = 32  # … but not into crumbs
-GUESSED_BYTES_PER_SECOND = 16_000  # of a file no header can be read from: 128 kbit/s
+MEMBER_BYTES = 2_048  # of a sample beside its log-mel: headers, padding, json
+FLAC_BYTES_PER_SAMPLE = 1.2  # of a kept waveform: 16 bits, mostly halved
+STAT_THREADS = 16  # sizes of files are asked for at once: a network disk takes its time
+
+GUESSED_BYTES_PER_SECOND = {"wav": 96_000, "aif": 96_000, "aiff": 96_000, "flac": 60_000}
+OTHER_BYTES_PER_SECOND = 16_000  # 128 kbit/s
 
 
 class PlanSettings(BaseModel):
@@ -33,47 +39,70 @@ class PlanSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str = Field(description="name of the corpus reader")
-    features: FeatureSpec = Field(description="how log-mels are computed")
+    features: FeatureSpec = Field(description="how log-mels are computed and stored")
     min_duration_s: float = Field(
         default=0.025, ge=0, description="reject shorter clips, in seconds"
     )
+    window_s: float | None = Field(
+        default=None, gt=0, description="cut recordings into windows of so many seconds"
+    )
+    keep_audio: bool = Field(default=False, description="keep the waveforms, as FLAC")
+    splits: tuple[str, ...] = Field(default=(), description="take these splits only; none = all")
+    limit: int | None = Field(
+        default=None, ge=1, description="try at most so many clips, a random sample, and no others"
+    )
     max_shard_samples: int = Field(default=2_000, ge=1, description="most clips in one shard")
-    max_shard_bytes: int = Field(default=256 * 10**6, ge=1, description="most bytes in one shard")
+    max_shard_bytes: int = Field(
+        default=256 * 10**6, ge=1, description="most bytes in one shard, by a guess from file sizes"
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Clips by shard, and those that have no file.
 
     Args:
         settings: what was asked for.
-        listing: the corpus.
-        shards: the clips of each shard, in stored order.
-        missing: clips without a file.
+        listing: the corpus, of the splits asked for.
+        order: places in ``listing.clips`` in stored order, int64, shape (n_clips,).
+        bounds: shard s holds ``order[bounds[s]:bounds[s + 1]]``.
+        n_bytes: guess of the bytes of all shards.
         hash: of everything above and the program's version; files count by name and size.
     """
 
     settings: PlanSettings
     listing: Listing
-    shards: tuple[tuple[Clip, ...], ...]
-    missing: tuple[Clip, ...]
+    order: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+    n_bytes: int
     hash: str
 
     @property
     def n_clips(self) -> int:
-        """Clips that have a file."""
-        return sum(len(clips) for clips in self.shards)
+        """Clips that have a file and will be tried."""
+        return len(self.order)
+
+    @property
+    def n_shards(self) -> int:
+        """Shards planned; some may stay empty, where every clip is rejected."""
+        return len(self.bounds) - 1
+
+    def clips(self, shard: int) -> tuple[Clip, ...]:
+        """Return the clips of one shard, in stored order."""
+        places = self.order[self.bounds[shard] : self.bounds[shard + 1]]
+        return tuple(self.listing.clips[place] for place in places)
+
+    @property
+    def missing(self) -> tuple[Clip, ...]:
+        """Clips that the corpus lists and that have no file."""
+        return tuple(clip for clip in self.listing.clips if clip.path is None)
 
     @property
     def build_settings(self) -> BuildSettings:
         """What the manifest keeps of the plan."""
-        return BuildSettings(
-            corpus=self.settings.corpus,
-            plan_hash=self.hash,
-            min_duration_s=self.settings.min_duration_s,
-            max_shard_samples=self.settings.max_shard_samples,
-            max_shard_bytes=self.settings.max_shard_bytes,
-        )
+        names = set(BuildSettings.model_fields) & set(PlanSettings.model_fields)
+        kept = {name: getattr(self.settings, name) for name in names}
+        return BuildSettings(plan_hash=self.hash, **kept)
 
 
 def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
@@ -84,73 +113,115 @@ def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
         settings: feature spec and limits.
 
     Raises:
-        ValueError: no clip has a file.
+        ValueError: no clip has a file, or the corpus lacks a split that was asked for.
     """
-    present = [clip for clip in listing.clips if clip.path is not None]
-    missing = tuple(clip for clip in listing.clips if clip.path is None)
-    if not present:
+    listing = listing.only(settings.splits)
+    sizes = _file_sizes(listing)
+    order = _stored_order(listing.clips, sizes)
+    if settings.limit is not None:
+        kept = np.sort(order[: settings.limit])
+        listing = replace(listing, clips=tuple(listing.clips[place] for place in kept))
+        sizes = sizes[kept]
+        order = _stored_order(listing.clips, sizes)
+    if not len(order):
         raise ValueError(
-            f"no audio to build from: the corpus lists {len(missing)} clips and none of them has a "
-            "file; check the folder"
+            f"no audio to build from: the corpus lists {len(listing.clips)} clips and none of "
+            "them has a file; check the folder"
         )
-    present.sort(key=lambda clip: (xxhash.xxh3_64_intdigest(clip.key.encode()), clip.key))
-    shards = _cut(present, settings)
+    estimates = [_estimate(listing.clips[place], int(sizes[place]), settings) for place in order]
+    bounds = _cut(estimates, settings)
     return Plan(
         settings=settings,
         listing=listing,
-        shards=shards,
-        missing=missing,
-        hash=_hash(listing, settings, shards),
+        order=order,
+        bounds=bounds,
+        n_bytes=sum(n_bytes for _, n_bytes in estimates),
+        hash=_hash(listing, settings, sizes, order, bounds),
     )
 
 
-def _cut(clips: list[Clip], settings: PlanSettings) -> tuple[tuple[Clip, ...], ...]:
-    """Fill shards in order, each up to the limit of samples or of (estimated) bytes."""
+def _file_sizes(listing: Listing) -> npt.NDArray[np.int64]:
+    """Return the bytes of each clip's file, -1 where there is none."""
+
+    def size(clip: Clip) -> int:
+        return -1 if clip.path is None else os.stat(listing.root / clip.path).st_size
+
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        found = pool.map(size, listing.clips, chunksize=1_000)
+        return np.fromiter(found, np.int64, len(listing.clips))
+
+
+def _stored_order(clips: Sequence[Clip], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Order the clips that have a file by a hash; the segments of one file stay together."""
+    names = (clip.key if clip.offset_s is None else clip.path or clip.key for clip in clips)
+    hashes = (xxhash.xxh3_64_intdigest(os.fsencode(name)) for name in names)
+    offsets = (clip.offset_s or 0.0 for clip in clips)
+    order = np.lexsort(
+        (
+            np.fromiter(offsets, np.float64, len(clips)),
+            np.fromiter(hashes, np.uint64, len(clips)),
+        )
+    )
+    return order[sizes[order] >= 0]
+
+
+def _estimate(clip: Clip, n_bytes: int, settings: PlanSettings) -> tuple[int, int]:
+    """Guess samples and bytes of a clip; only the cut depends on it, never what is stored."""
+    duration_s = clip.duration_s
+    if duration_s is None:
+        assert clip.path is not None
+        suffix = os.path.splitext(clip.path)[1][1:].lower()
+        duration_s = n_bytes / GUESSED_BYTES_PER_SECOND.get(suffix, OTHER_BYTES_PER_SECOND)
+    spec = settings.features
+    n_samples = 1 if settings.window_s is None else 1 + int(duration_s / settings.window_s)
+    per_second = spec.frame_rate_hz * spec.frame_bytes
+    if settings.keep_audio:
+        per_second += FLAC_BYTES_PER_SAMPLE * spec.sample_rate
+    return n_samples, int(duration_s * per_second) + n_samples * MEMBER_BYTES
+
+
+def _cut(estimates: Sequence[tuple[int, int]], settings: PlanSettings) -> npt.NDArray[np.int64]:
+    """Cut the clips, in order, into shards of equal samples or of about equal bytes.
+
+    Bytes count where they decide how many shards there are, so that each takes about as long
+    to build as the others.
+    """
+    n_samples, n_bytes = (sum(values) for values in zip(*estimates, strict=True))
+    n_by_samples = -(-n_samples // settings.max_shard_samples)
     n_shards = max(
-        -(-len(clips) // settings.max_shard_samples),
-        min(MIN_SHARDS, len(clips) // MIN_SHARD_SAMPLES),
-        1,
+        n_by_samples,
+        -(-n_bytes // settings.max_shard_bytes),
+        min(MIN_SHARDS, len(estimates) // MIN_SHARD_SAMPLES),
     )
-    max_samples = -(-len(clips) // n_shards)
-    shards: list[list[Clip]] = [[]]
-    n_bytes = 0
-    for clip in clips:
-        size = _estimate_bytes(clip, settings.features)
-        if shards[-1] and (
-            len(shards[-1]) == max_samples or n_bytes + size > settings.max_shard_bytes
-        ):
-            shards.append([])
-            n_bytes = 0
-        shards[-1].append(clip)
-        n_bytes += size
-    return tuple(tuple(shard) for shard in shards)
+    axis, whole = (1, n_bytes) if n_shards > n_by_samples else (0, n_samples)
+    bounds, samples, size, total = [0], 0, 0, 0
+    for place, estimate in enumerate(estimates):
+        is_full = (
+            samples + estimate[0] > settings.max_shard_samples
+            or size + estimate[1] > settings.max_shard_bytes
+            or total * n_shards >= whole * len(bounds)
+        )
+        if samples and is_full:
+            bounds.append(place)
+            samples = size = 0
+        samples, size, total = samples + estimate[0], size + estimate[1], total + estimate[axis]
+    return np.array([*bounds, len(estimates)], np.int64)
 
 
-def _estimate_bytes(clip: Clip, spec: FeatureSpec) -> int:
-    """Guess the bytes of a sample; only the sizes of shards depend on it, never their content."""
-    duration_s = _estimate_duration(clip) if clip.duration_s is None else clip.duration_s
-    return int(duration_s * spec.frame_rate_hz * spec.n_mels * 2) + 2_048
-
-
-def _estimate_duration(clip: Clip) -> float:
-    assert clip.path is not None
-    try:
-        return soundfile.info(os.fsencode(clip.path)).duration  # pyright: ignore[reportArgumentType]
-    except (soundfile.LibsndfileError, RuntimeError):
-        return clip.path.stat().st_size / GUESSED_BYTES_PER_SECOND
-
-
-def _hash(listing: Listing, settings: PlanSettings, shards: Sequence[Sequence[Clip]]) -> str:
-    """Hash what decides the bytes: version, settings, clips, and the cut into shards."""
+def _hash(
+    listing: Listing,
+    settings: PlanSettings,
+    sizes: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    bounds: npt.NDArray[np.int64],
+) -> str:
+    """Hash what decides the bytes: version, settings, clips, their order and the cut."""
     digest = hashlib.sha256(version("melstream").encode())
     digest.update(settings.model_dump_json().encode())
-    digest.update(json.dumps([len(clips) for clips in shards]).encode())
-    digest.update(json.dumps([listing.label_names, listing.label_ids]).encode())
+    digest.update(repr((listing.label_names, listing.label_ids, listing.splits)).encode())
     for clip in listing.clips:
-        row = [clip.key, clip.source, clip.labels, clip.start_s, clip.duration_s, _size(clip.path)]
-        digest.update(json.dumps(row).encode())
+        row = (clip.key, clip.source, clip.labels, clip.start_s, clip.duration_s)
+        digest.update(repr((*row, clip.offset_s, clip.split, clip.events)).encode())
+    for array in (sizes, order, bounds):
+        digest.update(np.ascontiguousarray(array, np.int64).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _size(path: Path | None) -> int | None:
-    return None if path is None else path.stat().st_size

@@ -1,50 +1,126 @@
-"""Say what a build did: as a table, or as JSON."""
+"""Say what a build did or would do: as tables, or as JSON."""
 
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..shards.errors import REASONS
-from .build import REJECTS_NAME, BuildReport
+from ..shards.manifest import Manifest
+from .build import BuildReport
+from .build_assemble import REJECTS_NAME
+from .build_job import DoneRecord
+from .build_plan import Plan
 from .corpora.corpus import IGNORED
 from .inspect import hours
 
 
+def reject_share(manifest: Manifest) -> float:
+    """Share of the files found that did not become samples."""
+    n_bad = sum(n for reason, n in manifest.n_rejects.items() if reason != "missing")
+    return n_bad / (n_bad + manifest.n_samples)
+
+
+def stage_seconds(records: Sequence[DoneRecord]) -> dict[str, float]:
+    """Add up where the time of all workers went, by stage, in seconds."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.seconds)
+    return dict(total)
+
+
 def report_as_json(report: BuildReport) -> dict[str, Any]:
     """Return the report as plain data."""
-    return asdict(report) | {"out": str(report.out)}
+    manifest = report.manifest
+    found: dict[str, Any] = {
+        "url": report.url,
+        "is_complete": manifest is not None,
+        "n_shards_left": report.n_shards_left,
+        "n_new_shards": len(report.new),
+        "new_duration_s": sum(record.duration_s for record in report.new),
+        "stage_seconds": stage_seconds(report.new),
+        "wall_s": report.wall_s,
+    }
+    if manifest is not None:
+        names = ("n_samples", "duration_s", "n_rejects", "n_ignored", "ids_hash")
+        found |= {name: getattr(manifest, name) for name in names}
+        found["n_shards"] = len(manifest.shards)
+    return found
 
 
 def print_report(report: BuildReport, console: Console) -> None:
     """Print what was written, what was not and why, and how fast it went."""
-    if report.n_new_shards == 0:
+    manifest = report.manifest
+    if manifest is None:
         console.print(
-            f"nothing new: {report.out} is complete, {report.n_samples:,} samples in "
-            f"{report.n_shards:,} shards",
+            f"this part is done: {len(report.new):,} shards written; {report.n_shards_left:,} "
+            "are left to the other parts, the last of which makes the data set",
+            highlight=False,
+        )
+    elif not report.new:
+        console.print(
+            f"nothing new: {report.url} is complete, {manifest.n_samples:,} samples in "
+            f"{len(manifest.shards):,} shards",
             highlight=False,
             markup=False,
         )
-        return
+    else:
+        console.print(_outcome(report, manifest))
+        if manifest.n_rejects:
+            console.print(
+                f"each is named in {report.url}/{REJECTS_NAME}", highlight=False, markup=False
+            )
+
+
+def _outcome(report: BuildReport, manifest: Manifest) -> Table:
+    new_s = sum(record.duration_s for record in report.new)
+    written = (
+        f"samples, {hours(manifest.duration_s)} of audio, {len(manifest.shards):,} shards in "
+        f"{report.url}, {report.wall_s:.1f} s, {new_s / report.wall_s:,.0f} x real time"
+    )
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("written", f"{report.n_samples:,}", _written(report))
-    for reason, count in report.n_rejects.items():
+    table.add_row("written", f"{manifest.n_samples:,}", written)
+    for reason, count in manifest.n_rejects.items():
         kind = "missing" if reason == "missing" else f"rejected, {reason}"
         table.add_row(kind, f"{count:,}", REASONS[reason], style="yellow")
-    for kind, count in report.n_ignored.items():
+    for kind, count in manifest.n_ignored.items():
         table.add_row(f"ignored, {kind}", f"{count:,}", IGNORED[kind], style="yellow")
     table.columns[1].justify = "right"
+    return table
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Return what a build would do as plain data."""
+    return {
+        "n_clips": plan.n_clips,
+        "n_missing": len(plan.missing),
+        "n_ignored": plan.listing.n_ignored,
+        "n_classes": len(plan.listing.label_names),
+        "splits": _split_counts(plan),
+        "n_shards": plan.n_shards,
+        "estimated_bytes": plan.n_bytes,
+        "plan_hash": plan.hash,
+    }
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print what a build would do, without opening an audio file."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("clips", f"{plan.n_clips:,}", "that have a file")
+    table.add_row("missing", f"{len(plan.missing):,}", REASONS["missing"])
+    for kind, count in plan.listing.n_ignored.items():
+        table.add_row(f"ignored, {kind}", f"{count:,}", IGNORED[kind])
+    for name, count in _split_counts(plan).items():
+        table.add_row(f"split {name}", f"{count:,}", "clips that have a file")
+    table.add_row("classes", f"{len(plan.listing.label_names):,}", "")
+    table.add_row("shards", f"{plan.n_shards:,}", f"about {plan.n_bytes / 1e6:,.1f} MB in all")
+    table.columns[1].justify = "right"
     console.print(table)
-    if report.n_rejects:
-        console.print(
-            f"each is named in {report.out / REJECTS_NAME}", highlight=False, markup=False
-        )
 
 
-def _written(report: BuildReport) -> str:
-    speed = report.new_duration_s / report.wall_s
-    return (
-        f"samples, {hours(report.duration_s)} of audio, {report.n_shards:,} shards in "
-        f"{report.out}, {report.wall_s:.1f} s, {speed:,.0f} x real time"
-    )
+def _split_counts(plan: Plan) -> dict[str, int]:
+    """Count the clips that have a file by split, in the corpus's order."""
+    counts = Counter(plan.listing.clips[place].split for place in plan.order.tolist())
+    return {name: counts[number] for number, name in enumerate(plan.listing.splits)}

@@ -1,212 +1,251 @@
 """Build one shard: decode, resample, log-mel, write. The worker of ``melstream build``.
 
-A finished shard leaves three files in the build's staging folder: the tar, its rows of the
-index (``.npz``) and, last, its done record (``.json``). What has a done record is whole.
+What a job is, and what a finished one leaves, stands in ``build_job``.
 """
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
+from ..pipeline.decode import Decoded, decode, decode_windows
 from ..pipeline.logmel import LogMel
-from ..pipeline.waveform import load_waveform
+from ..pipeline.quality import bandwidth_hz
+from ..pipeline.waveform import LoadedWaveform, prepare
 from ..shards.errors import SampleError
-from ..shards.files import write_bytes
-from ..shards.index import COLUMNS, Index
-from ..shards.manifest import ShardEntry
-from ..shards.spec import FeatureSpec
+from ..shards.keys import make_key
 from ..shards.writer import Sample, SampleInfo, ShardWriter, write_shard
+from .build_job import DoneRecord, Reject, ShardJob, reject, write_index_part
+from .build_plan import PlanSettings
 from .corpora.corpus import Clip
+from .stage_clock import StageClock
 
 MAX_LENGTHS = 2.0  # of the duration in the metadata; downloads cut at key frames are a bit longer
 
 
-class Reject(BaseModel):
-    """One line of ``rejects.jsonl``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: str
-    source: str
-    reason: str
-    message: str
-
-
-class DoneRecord(BaseModel):
-    """What a finished shard reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    entry: ShardEntry | None = Field(description="none where every clip was rejected")
-    rejects: tuple[Reject, ...]
-    duration_s: float = Field(description="audio written, in seconds")
-    band_sum: tuple[float, ...] = Field(description="sum of the log-mel per band")
-    band_sum_squares: tuple[float, ...] = Field(description="sum of its squares per band")
-    n_frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """All a worker needs to know.
-
-    Args:
-        number: place of the shard in the plan.
-        clips: what goes in, in order.
-        label_names: of the corpus.
-        features: how log-mels are computed.
-        min_duration_s: shorter clips are rejected.
-        staging: folder for the result.
-    """
-
-    number: int
-    clips: tuple[Clip, ...]
-    label_names: tuple[str, ...]
-    features: FeatureSpec
-    min_duration_s: float
-    staging: Path
-
-    @property
-    def tar_path(self) -> Path:
-        """Where the tar lies until the data set is assembled."""
-        return self.staging / f"part-{self.number:06d}.tar"
-
-    @property
-    def index_path(self) -> Path:
-        """The rows of the index."""
-        return self.tar_path.with_suffix(".npz")
-
-    @property
-    def record_path(self) -> Path:
-        """The done record, written last."""
-        return self.tar_path.with_suffix(".json")
-
-
-def build_shard(job: ShardJob, on_clip: Callable[[], None]) -> DoneRecord:
+def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
     """Turn the clips of one job into a shard.
 
     Args:
         job: what to build.
-        on_clip: called after each clip, written or rejected.
+        on_clip: called with the place of each clip before it is tried.
 
     Returns:
-        the done record, also on disk.
+        the done record, also in the storage.
 
     Raises:
         OSError: the disk is full or not writable; nothing of the shard is left.
     """
-    statistics = _Statistics(job.features.n_mels)
-    rejects: list[Reject] = []
-    logmel = LogMel(job.features)
-    with write_shard(job.tar_path) as writer:
-        for clip in job.clips:
-            sample = _try_sample(clip, job, logmel)
-            if isinstance(sample, Sample):
-                writer.write(sample)
-                statistics.add(sample)
-            else:
-                rejects.append(sample)
-            on_clip()
-    return _finish(job, writer, rejects, statistics)
+    clock, rejects = StageClock(), list[Reject]()
+    maker = _SampleMaker(job, clock)
+    statistics = _Statistics(job)
+    with write_shard(job.storage, job.tar_name) as writer:
+        for place, clip in enumerate(job.clips):
+            on_clip(place)
+            for sample in maker.make(clip, has_crashed=place in job.crashed):
+                if isinstance(sample, Sample):
+                    with clock("write and hash"):
+                        writer.write(sample)
+                    with clock("statistics"):
+                        statistics.add(sample)
+                else:
+                    rejects.append(sample)
+    return _finish(job, writer, rejects, statistics, clock)
 
 
-def reject(clip: Clip, error: SampleError) -> Reject:
-    """Describe a clip that did not become a sample."""
-    # A path that is not UTF-8 stands in the message with surrogates, which JSON cannot hold.
-    message = str(error).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return Reject(key=clip.key, source=clip.source, reason=error.reason, message=message)
+class _SampleMaker:
+    """Make the samples of a clip, or say why not: no input, however odd, may end a build."""
+
+    def __init__(self, job: ShardJob, clock: StageClock) -> None:
+        self._job = job
+        self._clock = clock
+        self._logmel = LogMel(job.settings.features)
+
+    def make(self, clip: Clip, *, has_crashed: bool) -> list[Sample | Reject]:
+        """Make one sample of a clip, or one per window; rejects stand for what did not become one.
+
+        A clip of which nothing is left is one reject, under its own key.
+        """
+        if has_crashed:
+            message = "the decoder's process died on this file"
+            return [reject(clip, SampleError(message, reason="crashed"))]
+        made: list[Sample | Reject] = []
+        audio = self._decoded(clip)
+        while True:
+            key = clip.key
+            try:
+                decoded = next(audio, None)
+                if decoded is None:
+                    break
+                key = self._key(clip, decoded)
+                made.append(self._sample(clip, key, decoded))
+            except Exception as error:
+                found = _as_sample_error(error)
+                made.append(reject(clip, found, root=self._job.root, key=key))
+        rejects = [sample for sample in made if isinstance(sample, Reject)]
+        if made and len(rejects) == len(made):
+            return [rejects[0].model_copy(update={"key": clip.key})]
+        return made
+
+    def _decoded(self, clip: Clip) -> Iterator[Decoded]:
+        """Decode the clip, whole or window by window; a generator ends after its first error."""
+        assert clip.path is not None
+        path = self._job.root / clip.path
+        window_s = self._job.settings.window_s
+        segment: dict[str, Any] = {}
+        if clip.offset_s is not None:
+            segment = {"start_s": clip.offset_s, "duration_s": clip.duration_s}
+        if window_s is not None:
+            yield from self._clock.iterate("decode", decode_windows(path, window_s, **segment))
+            return
+        with self._clock("decode"):
+            decoded = decode(path, **segment)
+        _require_length(clip, decoded)
+        yield decoded
+
+    def _key(self, clip: Clip, decoded: Decoded) -> str:
+        if self._job.settings.window_s is None:
+            return clip.key
+        start_ms = round(1_000 * (decoded.start_s - (clip.offset_s or 0.0)))
+        return make_key(f"{clip.key}-{start_ms:08d}")
+
+    def _sample(self, clip: Clip, key: str, decoded: Decoded) -> Sample:
+        settings = self._job.settings
+        with self._clock("resample"):
+            audio = prepare(decoded, settings.features, min_duration_s=settings.min_duration_s)
+        with self._clock("features"):
+            logmel = self._logmel(audio.waveform)
+            _require_logmel(clip, logmel)
+            stored = _store(logmel, settings)
+            info = self._info(clip, decoded, audio, logmel)
+        with self._clock("encode audio"):
+            flac = _flac(audio.waveform, settings) if settings.keep_audio else None
+        return Sample(key, stored, clip.labels, info, clip.split, flac)
+
+    def _info(
+        self,
+        clip: Clip,
+        decoded: Decoded,
+        audio: LoadedWaveform,
+        logmel: npt.NDArray[np.float32],
+    ) -> SampleInfo:
+        job = self._job
+        offset_s = decoded.start_s - (clip.offset_s or 0.0)  # of a window in its clip
+        is_window = job.settings.window_s is not None
+        return SampleInfo(
+            labels=tuple(job.label_names[i] for i in clip.labels),
+            source=clip.source,
+            start_s=(clip.start_s or 0.0) + offset_s if is_window else clip.start_s,
+            duration_s=audio.duration_s,
+            sample_rate=audio.sample_rate_original,
+            n_channels=audio.n_channels,
+            peak=audio.peak,
+            rms_dbfs=audio.rms_dbfs,
+            clipped_share=audio.clipped_share,
+            silence_share=audio.silence_share,
+            dc_offset=audio.dc_offset,
+            bandwidth_hz=bandwidth_hz(logmel, job.settings.features),
+            audio_hash=f"{audio.audio_hash:016x}",
+            split=job.split_names[clip.split] if clip.split >= 0 else None,
+            events=_events_within(clip, job.label_names, offset_s, audio.duration_s),
+        )
 
 
-def read_index_part(job: ShardJob) -> Index:
-    """Read the index rows a finished shard left."""
-    with np.load(job.index_path, allow_pickle=False) as columns:
-        return Index(dict(columns))
+def _events_within(
+    clip: Clip, label_names: tuple[str, ...], offset_s: float, duration_s: float
+) -> tuple[tuple[float, float, str], ...]:
+    """Return the strong labels between two points of a clip, timed from the first."""
+    cut = (
+        (max(start - offset_s, 0.0), min(end - offset_s, duration_s), label_names[label])
+        for start, end, label in clip.events
+    )
+    return tuple((start, end, name) for start, end, name in cut if start < end)
 
 
-def _try_sample(clip: Clip, job: ShardJob, logmel: LogMel) -> Sample | Reject:
-    """Make a sample, or say why not: no input, however odd, may end a build."""
-    try:
-        return _make_sample(clip, job, logmel)
-    except SampleError as error:
-        return reject(clip, error)
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        return reject(clip, SampleError(message, reason="failed"))
+def _as_sample_error(error: Exception) -> SampleError:
+    if isinstance(error, SampleError):
+        return error
+    return SampleError(f"{type(error).__name__}: {error}", reason="failed")
 
 
-def _make_sample(clip: Clip, job: ShardJob, logmel: LogMel) -> Sample:
-    assert clip.path is not None
-    audio = load_waveform(clip.path, job.features, min_duration_s=job.min_duration_s)
-    if clip.duration_s and audio.duration_s > MAX_LENGTHS * clip.duration_s:
+def _require_length(clip: Clip, decoded: Decoded) -> None:
+    found_s = len(decoded.samples) / decoded.sample_rate
+    if clip.offset_s is None and clip.duration_s and found_s > MAX_LENGTHS * clip.duration_s:
         raise SampleError(
-            f"{clip.path} must have about {clip.duration_s:g} s by the metadata, found "
-            f"{audio.duration_s:.1f} s",
+            f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found "
+            f"{found_s:.1f} s",
             reason="mis_sized",
         )
-    info = SampleInfo(
-        labels=tuple(job.label_names[i] for i in clip.labels),
-        source=clip.source,
-        start_s=clip.start_s,
-        duration_s=audio.duration_s,
-        sample_rate=audio.sample_rate_original,
-        n_channels=audio.n_channels,
-        peak=audio.peak,
-        rms_dbfs=audio.rms_dbfs,
-    )
-    features = _store(logmel(audio.waveform), clip.path)
-    return Sample(key=clip.key, logmel=features, label_ids=clip.labels, info=info)
 
 
-def _store(logmel: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float16]:
-    """Round to the stored type; refuse what has no frame, or a value that does not fit."""
+def _require_logmel(clip: Clip, logmel: npt.NDArray[np.float32]) -> None:
     if not len(logmel):
-        raise SampleError(f"{path} is too short for one frame", reason="too_short")
+        raise SampleError(f"{clip.source} is too short for one frame", reason="too_short")
     if not np.isfinite(logmel).all():
         raise SampleError(
-            f"{path} must stay within the range of a waveform, its log-mel is not finite",
+            f"{clip.source} must stay within the range of a waveform, its log-mel is not finite",
             reason="not_finite",
         )
-    return logmel.astype(np.float16)
+
+
+def _store(
+    logmel: npt.NDArray[np.float32], settings: PlanSettings
+) -> npt.NDArray[np.float16] | npt.NDArray[np.uint8]:
+    code = settings.features.code
+    return logmel.astype(np.float16) if code is None else code.encode(logmel)
+
+
+def _flac(waveform: npt.NDArray[np.float32], settings: PlanSettings) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    rate = settings.features.sample_rate
+    soundfile.write(buffer, waveform, rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def _finish(
-    job: ShardJob, writer: ShardWriter, rejects: list[Reject], statistics: "_Statistics"
+    job: ShardJob,
+    writer: ShardWriter,
+    rejects: list[Reject],
+    statistics: "_Statistics",
+    clock: StageClock,
 ) -> DoneRecord:
     is_empty = writer.n_samples == 0
     if is_empty:
-        job.tar_path.unlink()
+        job.storage.delete(job.tar_name)
     else:
-        buffer = io.BytesIO()
-        columns = {name: writer.index.column(name) for name in COLUMNS}
-        np.savez(buffer, allow_pickle=False, **columns)  # pyright: ignore[reportArgumentType]
-        write_bytes(job.index_path, buffer.getvalue())
+        write_index_part(job, writer.index)
     record = DoneRecord(
         entry=None if is_empty else writer.entry,
+        n_clips=len(job.clips),
         rejects=tuple(rejects),
         duration_s=statistics.duration_s,
         band_sum=tuple(statistics.band_sum.tolist()),
         band_sum_squares=tuple(statistics.band_sum_squares.tolist()),
         n_frames=statistics.n_frames,
+        seconds=clock.seconds,
     )
-    write_bytes(job.record_path, record.model_dump_json().encode())
+    job.storage.write(job.record_name, record.model_dump_json().encode())
     return record
 
 
 class _Statistics:
-    """Sums over the stored (float16) values, in float64."""
+    """Sums over the stored values, in float64."""
 
-    def __init__(self, n_mels: int) -> None:
+    def __init__(self, job: ShardJob) -> None:
+        self._code = job.settings.features.code
         self.n_frames = 0
         self.duration_s = 0.0
-        self.band_sum = np.zeros(n_mels)
-        self.band_sum_squares = np.zeros(n_mels)
+        self.band_sum = np.zeros(job.settings.features.n_mels)
+        self.band_sum_squares = np.zeros(job.settings.features.n_mels)
 
     def add(self, sample: Sample) -> None:
-        values = sample.logmel.astype(np.float64)
+        stored = sample.logmel
+        values = stored if self._code is None else self._code.decode(stored)  # pyright: ignore[reportArgumentType]
+        values = values.astype(np.float64)
         self.n_frames += len(values)
         self.duration_s += sample.info.duration_s
         self.band_sum += values.sum(0)

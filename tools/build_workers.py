@@ -1,25 +1,32 @@
 """Run the jobs of a build over processes that never outlive it.
 
 Workers are spawned, ignore Ctrl-C (it is the parent's to handle) and watch their parent:
-when it is gone, killed without a chance to say so, they end at once.
+when it is gone, killed without a chance to say so, they end at once. A worker whose decoder
+crashes (a segmentation fault in a C library, say) costs the file it was reading: the shard is
+built again without it, by a new worker.
 """
 
+import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_sentinel
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from ..shards.errors import MelstreamError
-from .build_shard import ShardJob, build_shard
+from .build_job import ShardJob
+from .build_shard import build_shard
 
 POLL_S = 0.2
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+"""How a process dies of its own code; SIGKILL comes from outside, from want of memory too."""
 
 
 def run_jobs(jobs: Sequence[ShardJob], n_jobs: int) -> Iterator[int]:
@@ -27,70 +34,134 @@ def run_jobs(jobs: Sequence[ShardJob], n_jobs: int) -> Iterator[int]:
 
     Args:
         jobs: one per shard.
-        n_jobs: processes; with one, or one job, everything happens in this process.
+        n_jobs: processes; 0 = in this one.
 
     Raises:
-        MelstreamError: a worker process died.
+        MelstreamError: a worker process was killed.
         OSError: the disk is full or not writable.
     """
-    n_jobs = min(n_jobs, len(jobs))
-    return _run_here(jobs) if n_jobs <= 1 else _run_in_workers(jobs, n_jobs)
+    return _run_in_workers(jobs, min(n_jobs, len(jobs))) if n_jobs else run_here(jobs)
 
 
-def _run_here(jobs: Sequence[ShardJob]) -> Iterator[int]:
+def run_here(jobs: Sequence[ShardJob]) -> Iterator[int]:
+    """Build every job in this process; a crash of a decoder ends it."""
     n_done = 0
     for job in jobs:
-        build_shard(job, lambda: None)
+        build_shard(job, lambda place: None)
         n_done += len(job.clips)
         yield n_done
 
 
 def _run_in_workers(jobs: Sequence[ShardJob], n_jobs: int) -> Iterator[int]:
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(n_jobs, context, initializer=_start_worker, initargs=(counter,))
+    queue = deque(jobs)
+    workers = {worker.connection: worker for worker in (_Worker() for _ in range(n_jobs))}
+    idle, n_done = list(workers), 0
     try:
-        pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
-        while pending:
-            done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            yield counter.value
-    except BrokenProcessPool as error:
-        raise MelstreamError(
-            "a worker process died, perhaps for want of memory; the same command goes on from the "
-            "last finished shard, try it with fewer --jobs"
-        ) from error
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.kill()  # what it was writing has a temporary name
-        raise
+        while queue or len(idle) < len(workers):
+            while queue and idle:
+                workers[idle.pop()].start(queue.popleft())
+            for connection in wait(set(workers) - set(idle), timeout=POLL_S):
+                assert isinstance(connection, Connection)
+                worker = workers[connection]
+                try:
+                    worker.finish()
+                except EOFError:
+                    queue.append(worker.job_without_crash())
+                    del workers[connection]
+                    worker = _Worker()
+                    workers[worker.connection] = worker
+                else:
+                    n_done += len(worker.job.clips)
+                idle.append(worker.connection)
+            yield n_done + sum(max(0, workers[c].place) for c in set(workers) - set(idle))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in workers.values():
+            worker.end()
 
 
-_counter: Any = None  # clips done, shared by the worker processes; set once when one starts
+class _Worker:
+    """A process that builds one shard after the other."""
+
+    job: ShardJob
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._place = context.Value("q", -1, lock=False)  # of the clip it is at
+        self._process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, self._place), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its death is the end of the pipe
+
+    @property
+    def place(self) -> int:
+        """Place in the job of the clip it is at; -1 before the first."""
+        return self._place.value
+
+    def start(self, job: ShardJob) -> None:
+        self.job = job
+        self._place.value = -1
+        # A worker that died before it could listen is seen when its answer is awaited.
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(job)
+
+    def finish(self) -> None:
+        """Take the answer.
+
+        Raises:
+            EOFError: the process died.
+            Exception: what ended the job.
+        """
+        try:
+            error = self.connection.recv()
+        except ConnectionResetError as reset:
+            raise EOFError from reset
+        if error is not None:
+            raise error
+
+    def job_without_crash(self) -> ShardJob:
+        """Return the job of a process that died, without the file it died of.
+
+        Raises:
+            MelstreamError: it did not die of its own code.
+        """
+        self._process.join()
+        code = self._process.exitcode
+        if code is None or -code not in CRASHES or self.place < 0:
+            raise MelstreamError(
+                f"a worker process was killed (exit code {code}), perhaps for want of memory; the "
+                "same command goes on from the last finished shard, try it with fewer --jobs"
+            )
+        return dataclasses.replace(self.job, crashed=(*self.job.crashed, self.place))
+
+    def end(self) -> None:
+        """Stop the process; what it was writing has a temporary name."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
 
 
-def _start_worker(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def _work(connection: Connection, place: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    threadpool_limits(1)  # one process per core: BLAS threads would only fight
+
+    def at_clip(number: int) -> None:
+        place.value = number
+
+    with threadpool_limits(1):  # one process per core: BLAS threads would only fight
+        while True:
+            job: ShardJob = connection.recv()
+            try:
+                build_shard(job, at_clip)
+            except Exception as error:
+                connection.send(error)
+            else:
+                connection.send(None)
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for_sentinel([parent.sentinel])
+    wait([parent.sentinel])
     os._exit(1)
-
-
-def _work(job: ShardJob) -> None:
-    build_shard(job, _count)
-
-
-def _count() -> None:
-    with _counter.get_lock():
-        _counter.value += 1

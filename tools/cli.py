@@ -76,7 +76,7 @@ def _root(
 
 @app.command()
 def inspect(
-    data: Annotated[Path, Argument(metavar="FOLDER", help="A data set.")],
+    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
     top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -96,7 +96,7 @@ def inspect(
 
 @app.command()
 def verify(
-    data: Annotated[Path, Argument(metavar="FOLDER", help="A data set.")],
+    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
     full: Annotated[bool, Option("--full", help="Read every byte, not sizes only.")] = False,
 ) -> None:
     """Check that a data set is whole.
@@ -159,7 +159,7 @@ def finetune(
         Path | None,
         Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch."),
     ] = None,
-    valid: Annotated[Path | None, Option(metavar="FOLDER", help="Data set to validate on.")] = None,
+    valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
     overrides: Overrides = None,
     device: Device = "auto",
     resume: Resume = False,

@@ -3,77 +3,83 @@
 import inspect as signatures
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Option
 
-from ..shards.spec import PRESETS
-from .cli_options import Json, Out, err_console, out_console, resumable
+from ..shards.spec import PRESETS, FeatureSpec
+from .cli_options import Json, err_console, out_console, resumable
 from .corpora.corpus import Listing, find_corpora
+
+if TYPE_CHECKING:
+    from .build import BuildReport, Executor
+    from .build_plan import Plan
 
 build_app = typer.Typer(
     help="Turn audio files into a data set of log-mel shards.", no_args_is_help=True
 )
 
-
-def _build(
-    corpus: str,
-    listing: Listing,
-    out: Path,
-    *,
-    features: str,
-    min_seconds: float,
-    shard_samples: int,
-    shard_mb: float,
-    jobs: int,
-    max_rejects: float,
-    as_json: bool,
-) -> None:
-    from .build import build
-    from .build_plan import PlanSettings, make_plan
-    from .build_report import print_report, report_as_json
-    from .progress import progress
-
-    settings = PlanSettings(
-        corpus=corpus,
-        features=PRESETS[features],
-        min_duration_s=min_seconds,
-        max_shard_samples=shard_samples,
-        max_shard_bytes=round(shard_mb * 1e6),
-    )
-    plan = make_plan(listing, settings)
-    with resumable(), progress("building", plan.n_clips, err_console) as report:
-        result = build(plan, out, n_jobs=jobs or os.cpu_count() or 1, report=report)
-    if as_json:
-        print(json.dumps(report_as_json(result), indent=1))
-    else:
-        print_report(result, out_console)
-    if result.reject_share > max_rejects:
-        err_console.print(
-            f"[bold red]error:[/] {result.reject_share:.1%} of the files were rejected, more than "
-            f"--max-rejects {max_rejects:.1%}; {out / 'rejects.jsonl'} names each",
-            highlight=False,
-        )
-        raise typer.Exit(1)
+Storage = Literal["float16", "uint8"]
+Executors = Literal["processes", "ray"]
 
 
-def _require_preset(name: str) -> None:
-    if name not in PRESETS:
-        raise ValueError(f"`--features` must be one of {', '.join(PRESETS)}, found {name!r}")
-
-
-def _common_build_options(
-    out: Out,
+def _build_options(
+    out: Annotated[
+        str, Option("--out", metavar="URL", help="A folder, or s3://, gs://, az:// and a path.")
+    ],
     features: Annotated[
         str, Option(help="Feature preset: conformer64 or kaldi128.")
     ] = "conformer64",
+    storage: Annotated[
+        Storage, Option(help="How log-mels are stored; uint8 takes half the bytes.")
+    ] = "float16",
+    keep_audio: Annotated[
+        bool, Option("--keep-audio", help="Keep the 16 kHz waveforms too, as FLAC.")
+    ] = False,
+    window_s: Annotated[
+        float | None,
+        Option(
+            "--window-seconds",
+            min=0.1,
+            help="Cut recordings into windows of this length; the last of each is shorter.",
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None, Option(help="Take only this split or fold of the corpus; repeatable.")
+    ] = None,
+    disjoint_from: Annotated[
+        list[str] | None,
+        Option(
+            metavar="PLACE",
+            help="Refuse if a clip stands in this data set or list of ids too; repeatable.",
+        ),
+    ] = None,
     min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
     shard_samples: Annotated[int, Option(min=1, help="Most samples in a shard.")] = 2_000,
     shard_mb: Annotated[float, Option(min=0.001, help="Most megabytes in a shard.")] = 256,
+    limit: Annotated[
+        int | None, Option(min=1, help="Try so many clips only, a random sample.")
+    ] = None,
     jobs: Annotated[int, Option(min=0, help="Processes; 0 = one per core.")] = 0,
+    part: Annotated[
+        str,
+        Option(
+            metavar="I/N",
+            help="Build part I of N: one of N jobs of a cluster, all with the same command.",
+        ),
+    ] = "1/1",
+    executor: Annotated[
+        Executors, Option(help="Where shards are built: processes here, or a Ray cluster.")
+    ] = "processes",
+    retry_failed: Annotated[
+        bool,
+        Option("--retry-failed", help="Try what a finished build lacks again; shards are added."),
+    ] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Say what would be done, and open no audio file.")
+    ] = False,
     max_rejects: Annotated[
         float, Option(min=0, max=1, help="Exit 1 when a larger share of the files is rejected.")
     ] = 0.1,
@@ -82,15 +88,100 @@ def _common_build_options(
     """Declare the options that every corpus has."""
 
 
+def _features(preset: str, storage: Storage) -> FeatureSpec:
+    if preset not in PRESETS:
+        raise ValueError(f"`--features` must be one of {', '.join(PRESETS)}, found {preset!r}")
+    return FeatureSpec.model_validate({**PRESETS[preset].model_dump(), "storage_dtype": storage})
+
+
+def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> None:
+    from ..shards.storage import open_storage
+    from .build import Part, build
+    from .build_plan import PlanSettings, make_plan
+    from .build_report import plan_as_json, print_plan
+    from .build_retry import retry_failed
+    from .progress import progress
+
+    settings = PlanSettings(  # before a scan that may take minutes
+        corpus=corpus,
+        features=_features(options["features"], options["storage"]),
+        min_duration_s=options["min_seconds"],
+        window_s=options["window_s"],
+        keep_audio=options["keep_audio"],
+        splits=tuple(options["split"] or ()),
+        limit=options["limit"],
+        max_shard_samples=options["shard_samples"],
+        max_shard_bytes=round(options["shard_mb"] * 1e6),
+    )
+    storage, part = open_storage(options["out"]), Part.parse(options["part"])
+    plan = make_plan(scan(), settings)
+    _require_disjoint(plan, options["disjoint_from"] or ())
+    if options["dry_run"]:
+        _show(options, plan_as_json, print_plan, plan)
+        return
+    run = _executor(options["executor"], options["jobs"] or os.cpu_count() or 1)
+    with resumable(), progress("building", plan.n_clips, err_console) as report:
+        if options["retry_failed"]:
+            result = retry_failed(plan, storage, run, report)
+        else:
+            result = build(plan, storage, run, report, part)
+    _finish(result, options)
+
+
+def _executor(name: Executors, n_jobs: int) -> "Executor":
+    if name == "processes":
+        from .build_workers import run_jobs
+
+        return lambda jobs: run_jobs(jobs, n_jobs)
+    from .build_ray import run_on_ray
+
+    return run_on_ray
+
+
+def _require_disjoint(plan: "Plan", places: Sequence[str]) -> None:
+    if places:
+        from .leaks import require_disjoint
+
+        require_disjoint([clip.key for clip in plan.listing.clips], places)
+
+
+def _finish(result: "BuildReport", options: dict[str, Any]) -> None:
+    from .build_assemble import REJECTS_NAME
+    from .build_report import print_report, reject_share, report_as_json
+
+    _show(options, report_as_json, print_report, result)
+    if result.manifest is None:
+        return
+    share = reject_share(result.manifest)
+    if share > options["max_rejects"]:
+        err_console.print(
+            f"[bold red]error:[/] {share:.1%} of the files were rejected, more than "
+            f"--max-rejects {options['max_rejects']:.1%}; {result.url}/{REJECTS_NAME} names each",
+            highlight=False,
+        )
+        raise typer.Exit(1)
+
+
+def _show(
+    options: dict[str, Any],
+    to_json: Callable[[Any], dict[str, Any]],
+    print_table: Callable[..., None],
+    found: object,
+) -> None:
+    if options["as_json"]:
+        print(json.dumps(to_json(found), indent=1))
+    else:
+        print_table(found, out_console)
+
+
 def _build_command(name: str, scan: Callable[..., Listing]) -> Callable[..., None]:
-    """Make the command of one corpus: its own options, then the common ones."""
-    common = signatures.signature(_common_build_options).parameters
+    """Make the command of one corpus: its own options, then those that all have."""
+    common = signatures.signature(_build_options).parameters
     own = [p.replace(kind=p.KEYWORD_ONLY) for p in signatures.signature(scan).parameters.values()]
 
     def command(**options: Any) -> None:
         shared = {key: options.pop(key) for key in common}
-        _require_preset(shared["features"])  # before a scan that may take minutes
-        _build(name, scan(**options), **shared)
+        _run(name, lambda: scan(**options), shared)
 
     parameters = [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in common.values())]
     command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]

@@ -14,9 +14,7 @@ err_console = Console(stderr=True)
 
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
-Data = Annotated[
-    Path, Option("--data", metavar="FOLDER", help="A data set made by `melstream build`.")
-]
+Data = Annotated[str, Option("--data", metavar="URL", help="A data set made by `melstream build`.")]
 Overrides = Annotated[
     list[str] | None,
     Option(

@@ -18,9 +18,11 @@ from rich.text import Text
 from ..model.metrics import TaggingMetrics, tagging_metrics
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.spec import PRESETS
+from ..shards.storage import open_storage
 from .build import build
 from .build_plan import PlanSettings, make_plan
 from .build_report import print_report
+from .build_workers import run_jobs
 from .corpora import folder as folder_corpus
 from .evaluate import evaluate
 from .finetune import finetune
@@ -87,7 +89,8 @@ def _build(source: Path, out: Path, n_jobs: int, console: Console) -> Dataset:
     settings = PlanSettings(corpus="folder", features=PRESETS["conformer64"])
     plan = make_plan(folder_corpus.scan(source), settings)
     with progress("building", plan.n_clips, console) as report:
-        print_report(build(plan, out, n_jobs=n_jobs, report=report), console)
+        built = build(plan, open_storage(out), lambda jobs: run_jobs(jobs, n_jobs), report)
+    print_report(built, console)
     return open_dataset(out)
 
 

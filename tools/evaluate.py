@@ -52,7 +52,7 @@ def predict(tagger: Tagger, card: ModelCard, dataset: Dataset) -> Predictions:
     Raises:
         ValueError: features or classes do not fit the model.
     """
-    require_features(card, dataset.manifest, str(dataset.folder))
+    require_features(card, dataset.manifest, dataset.url)
     device = next(tagger.parameters()).device
     order = EvaluationOrder(len(dataset), BATCH_SIZE)
     config = LoaderConfig(stride=card.encoder.stride)
@@ -72,7 +72,9 @@ def predict(tagger: Tagger, card: ModelCard, dataset: Dataset) -> Predictions:
     )
 
 
-def evaluate(model: Path, data: Path, *, device: torch.device) -> tuple[TaggingMetrics, ModelCard]:
+def evaluate(
+    model: Path, data: str | Path, *, device: torch.device
+) -> tuple[TaggingMetrics, ModelCard]:
     """Evaluate a fine-tuned model on a data set.
 
     Args:

@@ -25,13 +25,13 @@ HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 
 def finetune(
     recipe: FinetuneRecipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     *,
     device: torch.device,
     console: Console,
     encoder_path: Path | None = None,
-    valid: Path | None = None,
+    valid: str | Path | None = None,
     resume: bool = False,
 ) -> Result:
     """Fine-tune a tagger.
@@ -135,7 +135,7 @@ def _body(
         encoder.normalizer.set_statistics(*band_statistics(dataset))
         return encoder, ()
     encoder, card = load_encoder(path)
-    require_features(card, dataset.manifest, str(dataset.folder))
+    require_features(card, dataset.manifest, dataset.url)
     return encoder, card.trained_on
 
 
@@ -149,12 +149,12 @@ def _groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, object]]:
 
 def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
     """Refuse a validation set that a model of the training set cannot be measured on."""
-    held_out.manifest.features.require_same(dataset.manifest.features, str(held_out.folder))
+    held_out.manifest.features.require_same(dataset.manifest.features, held_out.url)
     unknown = set(held_out.manifest.label_names) - set(dataset.manifest.label_names)
     if unknown or not held_out.manifest.label_names:
         found = f"{sorted(unknown)[:5]} beside them" if unknown else "none"
         raise DatasetError(
-            f"{held_out.folder} must have labels among those of {dataset.folder}, found {found}; "
+            f"{held_out.url} must have labels among those of {dataset.url}, found {found}; "
             "build both with one label list"
         )
 
@@ -162,7 +162,7 @@ def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
 def _require_labels(dataset: Dataset, task: str) -> None:
     """Refuse a data set that cannot teach the task."""
     if not dataset.manifest.label_names:
-        raise DatasetError(f"{dataset.folder} has no labels; build it from a labelled corpus")
+        raise DatasetError(f"{dataset.url} has no labels; build it from a labelled corpus")
     if task != "single_label":
         return
     counts = np.diff(dataset.index.label_indptr)

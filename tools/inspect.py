@@ -63,7 +63,7 @@ def describe(dataset: Dataset) -> Description:
     counts = np.bincount(index.label_ids, minlength=len(manifest.label_names))
     rates, n_rates = np.unique(index.sample_rate, return_counts=True)
     return Description(
-        folder=str(dataset.folder),
+        folder=dataset.url,
         fingerprint=manifest.fingerprint,
         features=manifest.features.model_dump(mode="json") | {"hash": manifest.feature_hash},
         n_samples=len(dataset),
@@ -81,13 +81,13 @@ def describe(dataset: Dataset) -> Description:
     )
 
 
-def inspect(folder: Path) -> Description:
+def inspect(place: str | Path) -> Description:
     """Open and describe a data set.
 
     Raises:
         DatasetError: there is none.
     """
-    return describe(open_dataset(folder))
+    return describe(open_dataset(place))
 
 
 def print_description(found: Description, console: Console, *, top: int = 20) -> None:

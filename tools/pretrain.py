@@ -27,7 +27,7 @@ CONSTANT_BAND_STD = 1e-3  # of a log-mel; float16 rounds by more
 
 def pretrain(
     recipe: PretrainRecipe,
-    data: Path,
+    data: str | Path,
     out: Path,
     *,
     device: torch.device,

@@ -1,53 +1,50 @@
 """AudioSet: 10-second clips of YouTube videos with labels from 527 classes.
 
-Content: 10 s excerpts; one or more of 527 classes of the AudioSet ontology each.
-Size: balanced train 22,160 clips, unbalanced train 2,041,789, evaluation 20,371; parts of
-    each can no longer be downloaded.
+Content: 10 s excerpts; one or more of 527 classes of the AudioSet ontology each. For about
+    120,000 of them strong labels: what is heard from when to when, 456 classes.
+Size: balanced train 22,160 clips, unbalanced train 2,041,789, evaluation 20,371; strong
+    labels: train 103,463, evaluation 16,996. Parts of each can no longer be downloaded.
 Licence: labels CC-BY-4.0; the audio belongs to those who uploaded the videos.
-Origin: https://research.google.com/audioset/download.html
+Origin: https://research.google.com/audioset/download.html, download_strong.html beside it
 Layout: ``SOURCE/**/<name>.<any audio suffix>`` as a downloader left it, the metadata as
     published. Names: ``<ytid>``, ``Y<ytid>``, ``<ytid>_<start>``, ``<ytid>_<start>_<end>``,
-    ``<ytid>_<start>-<end>``, with or without the ``Y``; times in seconds with or without
-    decimals, or in whole milliseconds. Folders mean nothing.
+    ``<ytid>_<start>-<end>``, with or without the ``Y``, and ``<any title> [<ytid>]``; times in
+    seconds with or without decimals, or in whole milliseconds. Folders mean nothing: labels
+    are those of the lists. HDF5 packs (PANNs, PaSST) and parquet copies are not folders of
+    files: write each row's bytes to ``<ytid>.mp3`` or what they are; unpack a WebDataset of
+    audio with ``tar -x``; one of log-mels is adopted by ``melstream index``.
 Papers: Gemmeke et al. 2017, Audio Set: an ontology and human-labeled dataset for audio
-    events (ICASSP).
+    events (ICASSP). Strong labels: Hershey et al. 2021, The benefit of temporally-strong
+    labels in audio event classification (ICASSP).
 
-A clip's key is its YouTube id. Ids start with ``-``, hold ``_`` and differ by case only,
-so a name is read by position: the id is its first 11 characters, or the 11 after a ``Y``.
+A clip's key is its YouTube id: all published clips are from distinct videos. Where lists name
+several parts of a video, each of them has the key ``<ytid>_<start in ms>``, as in the strong
+lists. Ids start with ``-``, hold ``_`` and differ by case only, so a name is read by position:
+the id is its first 11 characters, or the 11 after a ``Y``, or those in the last brackets.
 """
 
-import csv
 import dataclasses
-import functools
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .audioset_lists import Lists, read_lists
+from .audioset_metadata import read_classes
 from .corpus import Clip, Listing
 from .files import find_audio
+from .names import stem_of
+from .youtube import YTID_LENGTH, VideoName, parse_name
 
 EXAMPLE = (
     "melstream build audioset clips/ --segments balanced_train_segments.csv "
     "--class-labels class_labels_indices.csv --out shards/balanced"
 )
 
-SEGMENT_COLUMNS = ["YTID", "start_seconds", "end_seconds", "positive_labels"]
-CLASS_COLUMNS = ["index", "mid", "display_name"]
-
-TIME_TOLERANCE_S = 1.0  # downloaders round and cut the times in a name to whole seconds
-
-# The length of what follows the id decides whether a leading `Y` belongs to it: no name can be
-# read both ways.
-_NAME = re.compile(
-    r"Y?(?P<ytid>[A-Za-z0-9_-]{11})"
-    r"(?:[_-](?P<start>\d+(?:\.\d+)?)(?:[_-](?P<end>\d+(?:\.\d+)?))?)?"
-)
-_YTID = re.compile(r"[A-Za-z0-9_-]{11}")
+_KEY = re.compile(r"[A-Za-z0-9_-]{11}(_[0-9]+)?")
 
 
 def scan(
@@ -56,19 +53,43 @@ def scan(
     ],
     *,
     segments: Annotated[
-        Path,
+        list[Path] | None,
         typer.Option(
-            help="The official list of clips, such as balanced_train_segments.csv.", metavar="CSV"
+            help="An official list of clips, such as balanced_train_segments.csv; can be repeated.",
+            metavar="CSV",
+        ),
+    ] = None,
+    strong: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="An official list of strong labels, such as audioset_train_strong.tsv, beside "
+            "or instead of --segments; can be repeated.",
+            metavar="TSV",
+        ),
+    ] = None,
+    class_labels: Annotated[
+        list[Path],
+        typer.Option(
+            help="The official list of classes: class_labels_indices.csv, for --strong "
+            "mid_to_display_name.tsv; can be repeated.",
+            metavar="FILE",
         ),
     ],
-    class_labels: Annotated[
-        Path,
-        typer.Option(help="The official list of classes, class_labels_indices.csv.", metavar="CSV"),
-    ],
+    whole_videos: Annotated[
+        bool,
+        typer.Option(
+            "--whole-videos",
+            help="Files without times in their name hold the whole video: cut the clip out.",
+        ),
+    ] = False,
 ) -> Listing:
-    """Match downloaded files with the official list of clips.
+    """Match downloaded files with the official lists of clips.
 
-    Every row of the list gives one clip, with ``path=None`` where no file is there.
+    Every clip of the lists is listed, with ``path=None`` where no file is there. Each list is a
+    split, called by its published name: ``balanced_train``, ``unbalanced_train``, ``eval``,
+    ``train_strong``, ``eval_strong``; any other by its own. A clip that stands in a weak and in
+    a strong list is one clip: split and labels are those of the weak list.
+
     A file whose name states other times than the list (by a second or more) holds
     another part of the video, to which the labels do not apply: it is counted as
     mistimed and not used. Of several files of one clip the one with times in its
@@ -77,179 +98,119 @@ def scan(
     Args:
         source: folder with the downloaded files, at any depth.
         segments: ``YTID, start_seconds, end_seconds, positive_labels`` with ``#`` header lines.
-        class_labels: ``index,mid,display_name``.
+        strong: ``segment_id, start_time_seconds, end_time_seconds, label``, tab-separated;
+            they become the clips' events, and the labels where no weak list has the clip.
+        class_labels: ``index,mid,display_name``, or mid, tab, name; several are joined.
+        whole_videos: a file without times in its name holds the whole video, of which only
+            the clip is decoded. By default it is the clip itself.
 
     Returns:
-        listing: one clip per row of ``segments``; ``label_ids`` are the mids.
+        listing: ``label_ids`` are the mids.
 
     Raises:
-        ValueError: a CSV has another column or a broken row, an id stands twice, a
-            mid is not in the class list, or no file under ``source`` is in the list.
+        ValueError: a list has another column or a broken row, a clip stands twice, a video is
+            in a list for training and in one for evaluation, a mid is not in the class
+            lists, or no file under ``source`` is in the lists.
     """
-    mids, names = _read_classes(class_labels)
-    clips = _read_segments(segments, mids, class_labels)
-    best, counts = _match_files(source, clips)
-    if not best:
+    classes = read_classes(class_labels)
+    lists = read_lists(segments or (), strong or (), classes)
+    counts = _match_files(source, lists, whole_videos=whole_videos)
+    n_used = _n_files(lists)
+    if not n_used:
         raise ValueError(
-            f"none of the {counts.total()} audio files under {source} is a clip of {segments}: "
-            f"{counts['unlisted']} have an id that is not in it or a name other than <ytid>, "
-            f"Y<ytid>, <ytid>_<start> or <ytid>_<start>_<end>, {counts['mistimed']} other times"
+            f"none of the {counts.total()} audio files under {source} is a clip of "
+            f"{', '.join(map(str, [*(segments or ()), *(strong or ())]))}: "
+            f"{counts['unlisted']} have an id that is not listed or a name other than <ytid>, "
+            "Y<ytid>, <ytid>_<start>, <ytid>_<start>_<end> or <title> [<ytid>], "
+            f"{counts['mistimed']} other times"
         )
-    for ytid, (_, name, path) in best.items():
-        clips[ytid] = dataclasses.replace(clips[ytid], path=path, source=name)
     return Listing(
-        clips=tuple(clips[ytid] for ytid in sorted(clips)),
-        label_names=names,
-        label_ids=mids,
+        root=source,
+        clips=tuple(lists.clips[key] for key in sorted(lists.clips)),
+        label_names=classes.names,
+        label_ids=tuple(classes.index),
+        splits=lists.splits,
         n_unlisted=counts["unlisted"],
-        n_duplicates=counts["listed"] - len(best),
+        n_duplicates=counts["listed"] - n_used,
         n_mistimed=counts["mistimed"],
     )
 
 
-def _match_files(
-    source: Path, clips: dict[str, Clip]
-) -> tuple[dict[str, tuple[bool, str, Path]], Counter[str]]:
-    """Find the best file of each clip, and count the files by what they are.
+def recording_of(key: str) -> str:
+    """Say which recording a clip is from: clips of one video are no independent test.
+
+    >>> recording_of("s9d-2nhuJCQ"), recording_of("s9d-2nhuJCQ_30000"), recording_of("dog_1")
+    ('s9d-2nhuJCQ', 's9d-2nhuJCQ', 'dog_1')
+    """
+    return key[:YTID_LENGTH] if _KEY.fullmatch(key) else key
+
+
+def _match_files(source: Path, lists: Lists, *, whole_videos: bool) -> Counter[str]:
+    """Give each clip its best file.
 
     Returns:
-        best: id -> (has no times in its name, source, path): the smallest is the best.
         counts: how many files are ``listed``, ``mistimed``, ``unlisted``.
     """
-    best: dict[str, tuple[bool, str, Path]] = {}
     counts: Counter[str] = Counter()
     for name, path in find_audio(source):
         if path is None:
             continue
-        match = _NAME.fullmatch(path.stem)
-        clip = clips.get(match["ytid"]) if match else None
-        if match is None or clip is None:
+        video = _parse(name)
+        keys = _keys_of(video.ytid, lists) if video else ()
+        is_timed = video is not None and video.start is not None
+        if video is None or not keys or not (is_timed or whole_videos or len(keys) == 1):
             counts["unlisted"] += 1
-        elif not _agrees(match, clip):
-            counts["mistimed"] += 1
-        else:
-            counts["listed"] += 1
-            rank = (match["start"] is None, name, path)
-            best[clip.key] = min(rank, best.get(clip.key, rank))
-    return best, counts
+            continue
+        if is_timed:
+            keys = [key for key in keys if _agrees(video, lists.clips[key], lists.n_weak)]
+        counts["listed" if keys else "mistimed"] += 1
+        for key in keys:
+            clip = lists.clips[key]
+            if clip.path is None or (not is_timed, name) < (_is_untimed(clip), clip.source):
+                is_cut = whole_videos and not is_timed
+                lists.clips[key] = _with_file(clip, path, name, is_cut=is_cut)
+    return counts
 
 
-def _agrees(match: re.Match[str], clip: Clip) -> bool:
+def _parse(source: str) -> VideoName | None:
+    return parse_name(stem_of(source.rpartition("/")[2]))
+
+
+def _keys_of(ytid: str, lists: Lists) -> Sequence[str]:
+    return (ytid,) if ytid in lists.clips else lists.videos.get(ytid, ())
+
+
+def _is_untimed(clip: Clip) -> bool:
+    video = _parse(clip.source)
+    return video is None or video.start is None
+
+
+def _with_file(clip: Clip, path: str, source: str, *, is_cut: bool) -> Clip:
+    # `dataclasses.replace` would take three times as long, and there are two million.
+    return Clip(
+        clip.key,
+        path,
+        clip.labels,
+        source,
+        clip.start_s,
+        clip.duration_s,
+        clip.start_s if is_cut else None,
+        clip.split,
+        clip.events,
+    )
+
+
+def _agrees(video: VideoName, clip: Clip, n_weak: int) -> bool:
     assert clip.start_s is not None
     assert clip.duration_s is not None
-    return _is_time(match["start"], clip.start_s) and _is_time(
-        match["end"], clip.start_s + clip.duration_s
-    )
+    if clip.split >= n_weak:  # a strong list states no end
+        video = dataclasses.replace(video, end=None)
+    return video.agrees(clip.start_s, clip.start_s + clip.duration_s)
 
 
-def _is_time(text: str | None, expected_s: float) -> bool:
-    if text is None:
-        return True
-    time = float(text)
-    return abs(time - expected_s) < TIME_TOLERANCE_S or time == round(1000 * expected_s)
-
-
-def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the mids and the display names, in the order of the indices."""
-    names: dict[str, str] = {}
-    for number, line in _lines(path, "--class-labels"):
-        (row,) = csv.reader([line])
-        if number == 1:
-            required = f"the columns {','.join(CLASS_COLUMNS)}"
-            is_right = row == CLASS_COLUMNS
-        else:
-            required = f"index {len(names)}, a mid not seen before and a name"
-            is_right = len(row) == 3 and row[0] == str(len(names)) and row[1] not in names
-        if not is_right:
-            raise ValueError(f"{path}, line {number}: expected {required}, found {line!r}")
-        if number > 1:
-            names[row[1]] = row[2]
-    if not names:
-        raise ValueError(f"{path} must list the classes, found none")
-    return tuple(names), tuple(names.values())
-
-
-def _read_segments(path: Path, mids: tuple[str, ...], class_labels: Path) -> dict[str, Clip]:
-    """Read the list of clips: id -> clip, none with a file yet."""
-    index = {mid: number for number, mid in enumerate(mids)}
-
-    @functools.cache  # millions of rows share far fewer sets of labels
-    def parse_labels(text: str) -> tuple[int, ...]:
-        unknown = [mid for mid in text.split(",") if mid not in index]
-        if unknown:
-            raise ValueError(
-                f"every label must be a mid of {class_labels} ({len(mids)} classes), "
-                f"found {unknown[0]!r}"
-            )
-        return tuple(sorted({index[mid] for mid in text.split(",")}))
-
-    clips: dict[str, Clip] = {}
-    for number, line in _lines(path, "--segments"):
-        fields = [field.strip(' "') for field in line.split(",", 3)]
-        try:
-            if _is_header(fields):
-                continue
-            clip = _parse_row(fields, parse_labels)
-            if clip.key in clips:
-                first = next(n for n, row in _lines(path, "--segments") if clip.key in row[:13])
-                raise ValueError(
-                    f"every id must stand once, {clip.key!r} stands on line {first} too"
-                )
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        clips[clip.key] = clip
-    if not clips:
-        raise ValueError(f"{path} must list clips, found none")
-    return clips
-
-
-def _is_header(fields: list[str]) -> bool:
-    """Tell the ``# `` lines, and a line of column names without one, from a row.
-
-    The blank is part of it: ``#NAME?`` is what a spreadsheet makes of an id that starts with ``-``.
-    """
-    first = fields[0].lstrip("# ")
-    if first != SEGMENT_COLUMNS[0]:
-        return fields[0].startswith("# ")
-    if [first, *fields[1:]] != SEGMENT_COLUMNS:
-        raise ValueError(
-            f"the columns must be {', '.join(SEGMENT_COLUMNS)}, "
-            f"found {', '.join([first, *fields[1:]])}"
-        )
-    return True
-
-
-def _parse_row(fields: list[str], parse_labels: Callable[[str], tuple[int, ...]]) -> Clip:
-    if len(fields) != len(SEGMENT_COLUMNS):
-        raise ValueError(
-            f"a row must hold {', '.join(SEGMENT_COLUMNS)}, found {len(fields)} fields: {fields}"
-        )
-    ytid, start, end, labels = fields
-    if not _YTID.fullmatch(ytid):
-        raise ValueError(f"a YouTube id has 11 characters of [A-Za-z0-9_-], found {ytid!r}")
-    try:
-        start_s, end_s = float(start), float(end)
-    except ValueError:
-        start_s = end_s = math.nan
-    if not 0 <= start_s < end_s < math.inf:
-        raise ValueError(
-            f"start_seconds must be 0 or more and end_seconds greater, found {start!r} and {end!r}"
-        )
-    return Clip(
-        key=ytid,
-        path=None,
-        labels=parse_labels(labels),
-        source=ytid,
-        start_s=start_s,
-        duration_s=round(end_s - start_s, 3),
-    )
-
-
-def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers from 1."""
-    if not path.is_file():
-        raise ValueError(f"`{option}` must be a CSV file, found no {path}")
-    with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line.strip()
+def _n_files(lists: Lists) -> int:
+    """Count the files that are used: several clips of a video may share one."""
+    n_found = sum(clip.path is not None for clip in lists.clips.values())
+    keys = [key for keys in lists.videos.values() for key in keys]
+    shared = [path for key in keys if (path := lists.clips[key].path) is not None]
+    return n_found - len(shared) + len(set(shared))

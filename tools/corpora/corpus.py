@@ -3,7 +3,8 @@
 import importlib
 import pkgutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -18,25 +19,32 @@ IGNORED = {
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip of a corpus, on disk or missing.
+    """One clip of a corpus, on disk or missing; a few hundred bytes, for there may be millions.
 
     Args:
         key: the sample's key, unique in the listing; see ``melstream.shards.keys``.
-        path: the audio file; None where the corpus lists the clip and no file is there.
+        path: the audio file, relative to ``Listing.root`` or absolute, as the file system
+            spells it; None where the corpus lists the clip and no file is there.
         labels: sorted indices into ``Listing.label_names``; empty where unlabelled.
-        source: path relative to the root of the corpus, with ``/``; the corpus's own
-            id where the file is missing.
+        source: ``path`` with ``/``, printable; the corpus's own id where the file is missing.
         start_s: where the clip starts in its original recording, in seconds, by the
             metadata.
         duration_s: expected duration in seconds, by the metadata; None where unknown.
+        offset_s: where the clip starts in the file, in seconds: only ``duration_s`` from there
+            on is decoded. None: the file is the clip.
+        split: index into ``Listing.splits``, -1 where it belongs to none.
+        events: strong labels: start and end in the clip in seconds, and the label.
     """
 
     key: str
-    path: Path | None
+    path: str | None
     labels: tuple[int, ...]
     source: str
     start_s: float | None = None
     duration_s: float | None = None
+    offset_s: float | None = None
+    split: int = -1
+    events: tuple[tuple[float, float, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +52,11 @@ class Listing:
     """All clips of a corpus, and what was found beside them.
 
     Args:
+        root: the folder that the clips' paths start from.
         clips: sorted by key.
         label_names: one name per class; a label is an index into it.
         label_ids: the corpus's own id per class (AudioSet: the mid), where it has them.
+        splits: names of the corpus's own splits or folds, where it has them.
         n_unlisted: audio files that the metadata does not name.
         n_duplicates: further files of a clip that was found already.
         n_mistimed: files of a listed recording whose name says another part of it.
@@ -55,10 +65,12 @@ class Listing:
         ValueError: two clips share a key, or the clips are not sorted.
     """
 
+    root: Path
     clips: tuple[Clip, ...]
-    label_names: tuple[str, ...]
-    label_ids: tuple[str, ...] | None
-    n_unlisted: int
+    label_names: tuple[str, ...] = ()
+    label_ids: tuple[str, ...] | None = None
+    splits: tuple[str, ...] = ()
+    n_unlisted: int = 0
     n_duplicates: int = 0
     n_mistimed: int = 0
 
@@ -78,6 +90,21 @@ class Listing:
                 )
             if one.key > other.key:
                 raise ValueError(f"clips must be sorted, found {one.key!r} before {other.key!r}")
+
+    def only(self, splits: Sequence[str]) -> "Listing":
+        """Keep the clips of some splits; all of them where none is named.
+
+        Raises:
+            ValueError: the corpus has no such split.
+        """
+        unknown = [name for name in splits if name not in self.splits]
+        if unknown:
+            known = ", ".join(self.splits) or "none: this corpus has no splits of its own"
+            raise ValueError(f"`--split` must be one of {known}; found {unknown[0]!r}")
+        if not splits:
+            return self
+        kept = {self.splits.index(name) for name in splits}
+        return replace(self, clips=tuple(clip for clip in self.clips if clip.split in kept))
 
 
 def find_corpora() -> dict[str, ModuleType]:

@@ -14,7 +14,7 @@ AUDIO_SUFFIXES = frozenset((
 """What an audio file's name ends in, in lower case, without the dot."""
 
 
-def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
+def find_audio(root: Path) -> Iterator[tuple[str, str | None]]:
     """Find every audio file under ``root``, at any depth.
 
     Names that start with a dot are skipped. Links to files and folders are
@@ -26,7 +26,8 @@ def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
     Yields:
         source: the path relative to ``root``, with ``/``; a byte that is not UTF-8
             stands in it as ``\\xe9``, so that the text can be printed and stored.
-        path: the file, or None where a link leads nowhere.
+        path: the file's path relative to ``root`` as the file system spells it, or None where
+            a link leads nowhere.
 
     Raises:
         ValueError: ``root`` is not a folder, or holds no audio file at all.
@@ -37,13 +38,19 @@ def find_audio(root: Path) -> Iterator[tuple[str, Path | None]]:
     none_found = True
     for name, is_file in _walk(str(root), "", frozenset()):
         none_found = False
-        source = os.fsencode(name).decode("utf-8", "backslashreplace")
-        yield source, root / name if is_file else None
+        source = printable(name)
+        yield source, name if is_file else None
     if none_found:
         raise ValueError(
             f"found no audio file under {root}; looked at every depth, but for hidden names, "
             f"for .{' .'.join(sorted(AUDIO_SUFFIXES))}"
         )
+
+
+def printable(name: str) -> str:
+    """Write a name so that it can be printed and stored; the same object if it can already."""
+    source = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if source == name else source
 
 
 def _walk(

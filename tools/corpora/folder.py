@@ -10,8 +10,6 @@ Layout: ``SOURCE/<class>/**/<any name>.<wav, flac, mp3 …>``. The first folder 
 Papers: none.
 """
 
-import difflib
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +18,10 @@ import typer
 from ...shards.keys import make_key
 from .corpus import Clip, Listing
 from .files import find_audio
+from .labels import LabelsFile, describe, read_labels
+from .names import short_names
 
 EXAMPLE = "melstream build folder recordings/train --out shards/train"
-
-_N_NAMED = 5  # at most so many names in one message
 
 
 def scan(
@@ -31,14 +29,7 @@ def scan(
         Path, typer.Argument(help="Folder that holds one folder per class.", metavar="SOURCE")
     ],
     *,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Class names, one a line, in the order of their indices, so that several data "
-            "sets share one list. Without it: the class folders, sorted.",
-            metavar="FILE",
-        ),
-    ] = None,
+    labels: LabelsFile = None,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Take every file, at any depth, without a label.")
     ] = False,
@@ -68,10 +59,10 @@ def scan(
     is_labelled = not unlabelled and (labels is not None or any("/" in name for name in names))
     label_names = _label_names(names, source, labels) if is_labelled else ()
     index = {name: number for number, name in enumerate(label_names)}
-    n_same_stem = Counter(map(_stem, names))
+    short = short_names(names)
     clips = [
         Clip(
-            key=make_key(_stem(name) if n_same_stem[_stem(name)] == 1 else name),
+            key=make_key(short[name]),
             path=path,
             labels=(index[_class_name(name)],) if is_labelled else (),
             source=name,
@@ -79,7 +70,7 @@ def scan(
         for name, path in files
     ]
     clips.sort(key=lambda clip: clip.key)
-    return Listing(clips=tuple(clips), label_names=label_names, label_ids=None, n_unlisted=0)
+    return Listing(root=source, clips=tuple(clips), label_names=label_names)
 
 
 def _label_names(names: list[str], source: Path, labels: Path | None) -> tuple[str, ...]:
@@ -93,50 +84,14 @@ def _label_names(names: list[str], source: Path, labels: Path | None) -> tuple[s
     found = set(map(_class_name, names))
     if labels is None:
         return tuple(sorted(found))
-    label_names = _read_labels(labels)
+    label_names = read_labels(labels)
     unknown = sorted(found - set(label_names))
     if unknown:
         raise ValueError(
             f"every class folder in {source} must be named in {labels} ({len(label_names)} names), "
-            f"found {_describe(unknown, label_names)}; rename the folder or add a line"
+            f"found {describe(unknown, label_names)}; rename the folder or add a line"
         )
     return label_names
-
-
-def _describe(unknown: list[str], label_names: tuple[str, ...]) -> str:
-    described = []
-    for name in unknown[:_N_NAMED]:
-        close = difflib.get_close_matches(name, label_names)
-        described.append(
-            f"{name!r} (close: {', '.join(map(repr, close))})" if close else repr(name)
-        )
-    rest = len(unknown) - _N_NAMED
-    return ", ".join(described) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise ValueError(
-            f"`--labels` must be a text file with one class name a line, found no {path}"
-        )
-    text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")  # as `find_audio`
-    lines = [line.strip() for line in text.splitlines()]
-    first_line: dict[str, int] = {}
-    for number, name in enumerate(lines, start=1):
-        if name and name in first_line:
-            raise ValueError(
-                f"{path}, line {number}: every class name must stand once, found {name!r} on line "
-                f"{first_line[name]} too"
-            )
-        if name:
-            first_line[name] = number
-    if not first_line:
-        raise ValueError(f"{path} must hold one class name a line, found none")
-    return tuple(first_line)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _class_name(name: str) -> str:

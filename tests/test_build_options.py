@@ -1,0 +1,395 @@
+"""What a build can be asked for: parts, windows, splits, kept audio, codes, another try."""
+
+import dataclasses
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from crashing_path import CrashingPath
+
+from melstream.pipeline.logmel import LogMel
+from melstream.pipeline.waveform import load_waveform
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError
+from melstream.shards.manifest import Manifest
+from melstream.shards.spec import PRESETS, FeatureSpec
+from melstream.shards.storage import open_storage
+from melstream.shards.verify import find_problems
+from melstream.tools.build import Part, build
+from melstream.tools.build_plan import Plan, PlanSettings, make_plan
+from melstream.tools.build_retry import retry_failed
+from melstream.tools.build_workers import run_here, run_jobs
+from melstream.tools.corpora import folder
+
+SPEC = PRESETS["conformer64"]
+CODED = FeatureSpec(storage_dtype="uint8")
+
+
+def silent(done: int, note: str) -> None: ...
+
+
+def plan_of(source: Path, **settings: object) -> Plan:
+    return make_plan(
+        folder.scan(source),
+        PlanSettings.model_validate({"corpus": "folder", "features": SPEC} | settings),
+    )
+
+
+def run(plan: Plan, out: Path) -> Dataset:
+    build(plan, open_storage(out), run_here, silent)
+    return open_dataset(out)
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def corpus(recordings: Path, tmp_path: Path) -> Path:
+    """Twelve shipped recordings in their class folders."""
+    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
+        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return tmp_path / "corpus"
+
+
+def sources(dataset: Dataset) -> list[str]:
+    return sorted(dataset.read_info(row).source for row in range(len(dataset)))
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_parts_built_one_by_one_give_the_bytes_of_one_build(
+    corpus: Path, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    plan = plan_of(corpus, max_shard_samples=2)
+    run(plan, tmp_path / "whole" / "train")
+    storage = open_storage(tmp_path / "parts" / "train")
+    reports = [build(plan, storage, run_here, silent, Part(i, 3)) for i in order]
+    assert [report.manifest is None for report in reports] == [True, True, False]
+    assert reports[0].n_shards_left == plan.n_shards - len(reports[0].new)
+    assert sum(len(report.new) for report in reports) == plan.n_shards
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_a_part_that_was_lost_is_made_good_by_a_build_of_the_whole(
+    corpus: Path, tmp_path: Path
+) -> None:
+    plan = plan_of(corpus, max_shard_samples=2)
+    storage = open_storage(tmp_path / "out")
+    first = build(plan, storage, run_here, silent, Part(1, 2))
+    report = build(plan, storage, run_here, silent)
+    assert report.manifest is not None
+    assert len(report.new) == plan.n_shards - len(first.new)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
+def test_a_part_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="`--part` must be i/n with i from 1 to n"):
+        Part.parse(text)
+
+
+# --- crashes and full disks
+
+
+def test_a_file_that_kills_its_decoder_costs_that_file_only(corpus: Path, tmp_path: Path) -> None:
+    for name in ("crash 1.flac", "crash 2.flac"):
+        shutil.copyfile(next(corpus.rglob("0.flac")), next(corpus.iterdir()) / name)
+    plan = plan_of(corpus, max_shard_samples=7)
+    listing = dataclasses.replace(plan.listing, root=CrashingPath(corpus))
+    plan = dataclasses.replace(plan, listing=listing)
+    report = build(plan, open_storage(tmp_path / "out"), lambda jobs: run_jobs(jobs, 2), silent)
+    assert report.manifest is not None
+    assert report.manifest.n_rejects == {"crashed": 2}
+    assert report.manifest.n_samples == 12
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert sorted(Path(json.loads(line)["source"]).name for line in lines) == [
+        "crash 1.flac",
+        "crash 2.flac",
+    ]
+    assert not any(find_problems(open_dataset(tmp_path / "out"), full=True))
+
+
+FULL_DISK = """
+import resource, signal, sys
+from melstream.tools.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()),) * 2)
+main()
+"""
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full" / "train"
+    plan = plan_of(corpus, max_shard_samples=2)
+    last = plan.clips(plan.n_shards - 1)[-1]
+    noise = np.random.default_rng(0).normal(0, 0.1, 10 * 16_000)
+    soundfile.write(corpus / str(last.path), noise, 16_000)
+    plan = plan_of(corpus, max_shard_samples=2)
+    run(plan, tmp_path / "whole" / "train")
+    arguments = ["build", "folder", str(corpus), "--out", str(out), "--shard-samples", "2"]
+    limit = "100000"  # bytes: all shards fit but the last
+    process = subprocess.run(
+        [sys.executable, "-Ic", FULL_DISK, *arguments, "--jobs", "1", limit],
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert b"File too large" in process.stderr
+    assert b"Traceback" not in process.stderr
+    assert not (out / "dataset.json").exists()
+    assert not list(out.glob("*.partial"))
+    report = build(plan, open_storage(out), run_here, silent)
+    assert len(report.new) < plan.n_shards
+    assert content(out) == content(tmp_path / "whole" / "train")
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# --- windows
+
+
+@pytest.fixture
+def long_recording(tmp_path: Path) -> Path:
+    """4.7 s of noise that grows louder, and a silent third second."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, 4 * 22_050 + 15_435) * np.linspace(0.01, 0.2, 4 * 22_050 + 15_435)
+    noise[2 * 22_050 : 3 * 22_050] = 0
+    path = tmp_path / "long" / "noise" / "rising.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, noise, 22_050)
+    return path
+
+
+def test_windows_are_the_segments_of_the_recording(long_recording: Path, tmp_path: Path) -> None:
+    dataset = run(plan_of(long_recording.parents[1], window_s=1.0), tmp_path / "out")
+    assert dataset.manifest.n_rejects == {"silent": 1}
+    assert len(dataset) == 4
+    logmel = LogMel(SPEC)
+    for row in range(len(dataset)):
+        info = dataset.read_info(row)
+        assert info.start_s is not None
+        audio = load_waveform(long_recording, SPEC, start_s=info.start_s, duration_s=1.0)
+        expected = logmel(audio.waveform).astype(np.float16)
+        np.testing.assert_array_equal(dataset.read_stored(row), expected)
+        assert dataset.key(row).endswith(f"-{round(1000 * info.start_s):08d}")
+    starts = sorted(dataset.read_info(row).start_s or 0.0 for row in range(len(dataset)))
+    assert starts == [0.0, 1.0, 3.0, 4.0]
+    assert dataset.index.duration_s.min() == pytest.approx(0.7, abs=1e-3)
+    (reject,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["key"].endswith("-00002000")
+
+
+def test_a_recording_of_which_nothing_is_left_is_one_reject(
+    long_recording: Path, tmp_path: Path
+) -> None:
+    soundfile.write(long_recording.parent / "zero.wav", np.zeros(22_050 * 3), 22_050)
+    dataset = run(plan_of(long_recording.parents[1], window_s=1.0), tmp_path / "out")
+    assert dataset.manifest.n_rejects == {"silent": 2}
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert {json.loads(line)["source"] for line in lines} == {"noise/rising.wav", "noise/zero.wav"}
+
+
+def test_segments_of_one_file_stand_together_and_hold_what_was_asked_for(
+    long_recording: Path, tmp_path: Path
+) -> None:
+    (whole,) = folder.scan(long_recording.parents[1]).clips
+    listing = folder.scan(long_recording.parents[1])
+    cut = [(0.25, 0.5), (3.5, 1.0), (4.2, 2.0), (9.0, 1.0)]
+    clips = tuple(
+        dataclasses.replace(
+            whole, key=f"part-{n}", offset_s=start, start_s=start, duration_s=length
+        )
+        for n, (start, length) in enumerate(cut)
+    )
+    plan = make_plan(
+        dataclasses.replace(listing, clips=clips), PlanSettings(corpus="folder", features=SPEC)
+    )
+    dataset = run(plan, tmp_path / "out")
+    assert [dataset.key(row) for row in range(3)] == ["part-0", "part-1", "part-2"]
+    np.testing.assert_allclose(dataset.index.duration_s, [0.5, 1.0, 0.5], atol=1e-3)
+    assert dataset.manifest.n_rejects == {"past_end": 1}
+
+
+# --- splits and limits
+
+
+def test_splits_are_kept_and_can_be_chosen(corpus: Path, tmp_path: Path) -> None:
+    listing = folder.scan(corpus)
+    clips = tuple(
+        dataclasses.replace(clip, split=n % 3 - 1) for n, clip in enumerate(listing.clips)
+    )
+    listing = dataclasses.replace(listing, clips=clips, splits=("fold-1", "fold-2"))
+    settings = PlanSettings(corpus="folder", features=SPEC)
+    dataset = run(make_plan(listing, settings), tmp_path / "all")
+    assert dataset.manifest.split_names == ("fold-1", "fold-2")
+    for row in range(len(dataset)):
+        split = {clip.key: clip.split for clip in clips}[dataset.key(row)]
+        assert dataset.index.split[row] == split
+        assert dataset.read_info(row).split == (None if split < 0 else f"fold-{split + 1}")
+    chosen = PlanSettings(corpus="folder", features=SPEC, splits=("fold-2",))
+    one = run(make_plan(listing, chosen), tmp_path / "one")
+    assert len(one) == 4
+    assert set(one.index.split.tolist()) == {1}
+    wrong = PlanSettings(corpus="folder", features=SPEC, splits=("fold-3",))
+    with pytest.raises(ValueError, match="must be one of fold-1, fold-2; found 'fold-3'"):
+        make_plan(listing, wrong)
+    with pytest.raises(ValueError, match="this corpus has no splits of its own"):
+        make_plan(folder.scan(corpus), chosen)
+
+
+def test_a_limit_takes_a_part_of_what_the_whole_build_would(corpus: Path, tmp_path: Path) -> None:
+    few = run(plan_of(corpus, limit=5), tmp_path / "few")
+    assert len(few) == 5
+    assert set(sources(few)) < set(sources(run(plan_of(corpus), tmp_path / "all")))
+
+
+# --- how samples are stored
+
+
+def test_codes_take_half_the_bytes_and_stay_within_their_bound(
+    corpus: Path, tmp_path: Path
+) -> None:
+    exact = run(plan_of(corpus), tmp_path / "float16")
+    coded = run(plan_of(corpus, features=CODED), tmp_path / "uint8")
+    code = coded.manifest.code
+    assert code is not None
+    assert code == CODED.code
+    half_precision = 2.0**-11 * 18.5  # how far float16 rounds the largest log-mels
+    for row in range(len(exact)):
+        assert coded.read_stored(row).dtype == np.uint8
+        difference = np.abs(coded.read_logmel(row) - exact.read_logmel(row))
+        assert difference.max() <= code.max_error + half_precision
+    assert coded.index.logmel_size.sum() < 0.52 * exact.index.logmel_size.sum()
+    np.testing.assert_allclose(
+        coded.manifest.band_mean, exact.manifest.band_mean, atol=code.max_error
+    )
+    assert not any(find_problems(coded, full=True))
+
+
+def test_kept_audio_gives_the_features_again(corpus: Path, tmp_path: Path) -> None:
+    dataset = run(plan_of(corpus, keep_audio=True), tmp_path / "out")
+    assert dataset.manifest.has_audio
+    logmel = LogMel(SPEC)
+    n_compared = 0
+    for row in range(len(dataset)):
+        flac = io.BytesIO(dataset.read_member(row, "flac"))
+        waveform, rate = soundfile.read(flac, dtype="float32")
+        assert rate == SPEC.sample_rate
+        again, stored = np.exp(logmel(waveform)), np.exp(dataset.read_logmel(row))
+        quiet = 1e-3  # 16 bits: what lies near the quantisation noise differs
+        if np.abs(waveform).max() < 0.99:  # nor is there room for what overshoots
+            n_compared += 1
+            np.testing.assert_allclose(again + quiet, stored + quiet, rtol=0.05)
+    assert n_compared > 5
+    assert not any(find_problems(dataset, full=True))
+
+
+# --- another try
+
+
+def with_bad_files(corpus: Path) -> dict[Path, bytes]:
+    """Break three files; return what they held."""
+    files = sorted(corpus.rglob("*.flac"))[::4]
+    held = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.write_bytes(held[path][:2_000])
+    return held
+
+
+def retry(plan: Plan, out: Path) -> Manifest:
+    report = retry_failed(plan, open_storage(out), run_here, silent)
+    assert report.manifest is not None
+    return report.manifest
+
+
+def test_what_was_rejected_and_is_mended_is_added(corpus: Path, tmp_path: Path) -> None:
+    held = with_bad_files(corpus)
+    out = tmp_path / "out" / "train"
+    before = run(plan_of(corpus), out)
+    tars = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    assert before.manifest.n_rejects == {"undecodable": 3}
+    (first, *others), (*_, last) = list(held), list(held)
+    for path in (first, last):
+        path.write_bytes(held[path])
+    manifest = retry(plan_of(corpus), out)
+    assert manifest.n_rejects == {"undecodable": 1}
+    assert manifest.n_samples == 11
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")}.items() > tars.items()
+    dataset = open_dataset(out)
+    assert not any(find_problems(dataset, full=True))
+    assert sources(dataset)[-1].endswith(".flac")
+    for path in others:
+        path.write_bytes(held[path])
+    assert retry(plan_of(corpus), out).n_rejects == {}
+    whole = run(plan_of(corpus), tmp_path / "whole" / "train")
+    added = open_dataset(out)
+    assert added.manifest.ids_hash == whole.manifest.ids_hash
+    np.testing.assert_allclose(added.manifest.band_mean, whole.manifest.band_mean, rtol=1e-9)
+    np.testing.assert_allclose(added.manifest.band_std, whole.manifest.band_std, rtol=1e-6)
+    assert build(plan_of(corpus), open_storage(out), run_here, silent).new == ()
+
+
+@pytest.mark.parametrize("at", ["write_index", "write_manifest", "measure_coverage"])
+def test_a_retry_that_was_interrupted_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    held = with_bad_files(corpus)
+    for name in ("one", "two"):
+        run(plan_of(corpus), tmp_path / name / "train")
+    for path, payload in held.items():
+        path.write_bytes(payload)
+    plan = plan_of(corpus)
+    retry(plan, tmp_path / "one" / "train")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retry(plan, tmp_path / "two" / "train")
+    monkeypatch.undo()
+    retry(plan, tmp_path / "two" / "train")
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_a_retry_with_other_settings_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with_bad_files(corpus)
+    run(plan_of(corpus), tmp_path / "out")
+    with pytest.raises(DatasetError, match="was built with, found other min_duration_s"):
+        retry(plan_of(corpus, min_duration_s=0.5), tmp_path / "out")
+    with pytest.raises(DatasetError, match="found other features"):
+        retry(plan_of(corpus, features=CODED), tmp_path / "out")
+    with pytest.raises(DatasetError, match="build one with"):
+        retry(plan_of(corpus), tmp_path / "nothing")
+
+
+def test_nothing_to_retry_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    run(plan_of(corpus), tmp_path / "out")
+    before = content(tmp_path / "out")
+    retry(plan_of(corpus), tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+# --- quality
+
+
+def test_exact_duplicates_have_one_hash_across_names_and_formats(
+    corpus: Path, tmp_path: Path
+) -> None:
+    source = next(corpus.rglob("0.flac"))
+    samples, rate = soundfile.read(source, dtype="int32")
+    soundfile.write(source.parent / "copy.wav", samples, rate, subtype="PCM_24")
+    dataset = run(plan_of(corpus), tmp_path / "out")
+    hashes, counts = np.unique(dataset.index.audio_hash, return_counts=True)
+    twins = np.flatnonzero(dataset.index.audio_hash == hashes[counts == 2][0])
+    assert {Path(dataset.read_info(row).source).name for row in twins} == {"0.flac", "copy.wav"}

@@ -1,0 +1,202 @@
+"""The last step of a build: finished shards become a data set; the manifest is written last.
+
+It can be interrupted anywhere and done again: nothing is lost before the manifest stands.
+"""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..shards.errors import DatasetError, MelstreamError, SampleError
+from ..shards.index import Index, concatenate, hash_files, hash_index, write_index
+from ..shards.manifest import Manifest, ShardEntry, write_manifest
+from ..shards.storage import Storage
+from .build_job import (
+    STAGING_NAME,
+    DoneRecord,
+    Reject,
+    ShardJob,
+    read_index_part,
+    read_record,
+    reject,
+)
+from .build_plan import Plan
+from .coverage import measure_coverage
+from .data_card import write_card
+
+REJECTS_NAME = "rejects.jsonl"
+COVERAGE_NAME = "coverage.json"
+MISSING_NAME = "missing.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A finished data set that shards are added to.
+
+    Args:
+        manifest: of the data set.
+        index: its rows.
+        rejects: what it lacks and was not tried again, sorted by key.
+    """
+
+    manifest: Manifest
+    index: Index
+    rejects: tuple[Reject, ...]
+
+
+def assemble(
+    plan: Plan, storage: Storage, jobs: Sequence[ShardJob], base: Base | None = None
+) -> Manifest:
+    """Close the gaps in the shards' numbers and write index, rejects and, last, the manifest.
+
+    Args:
+        plan: of the whole corpus.
+        storage: where the data set lies.
+        jobs: those whose shards are finished.
+        base: what the shards are added to.
+
+    Raises:
+        MelstreamError: no clip became a sample.
+        DatasetError: a finished shard is gone or altered, or two windows share a key.
+    """
+    records = [read_record(job) for job in jobs]
+    rejects = sorted((r for record in records for r in record.rejects), key=lambda r: r.key)
+    parts = _place_shards(storage, jobs, records)
+    indexes = [read_index_part(job) for job, _ in parts]
+    if base is not None:
+        rejects = list(heapq.merge(base.rejects, rejects, key=lambda r: r.key))
+        indexes.insert(0, base.index)
+    if not indexes:
+        storage.delete_all(f"{STAGING_NAME}/")
+        raise _nothing_left(plan, rejects)
+    index = concatenate(indexes)
+    _require_unique(index.sample_keys())
+    write_index(storage, index)
+    n_rejects = _write_rejects(storage, plan, rejects)
+    coverage = measure_coverage(plan.listing, rejects)
+    storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
+    storage.write(MISSING_NAME, coverage.missing_text().encode())
+    hashes = {
+        "ids_hash": coverage.written_hash,
+        "index_hash": hash_index(index),
+        "index_files_hash": hash_files(storage),
+    }
+    entries = [entry for _, entry in parts]
+    manifest = _make_manifest(plan, base, entries, records, n_rejects, hashes)
+    write_card(storage, manifest)
+    write_manifest(storage, manifest)
+    storage.delete_all(f"{STAGING_NAME}/")
+    storage.clean()
+    return manifest
+
+
+def _nothing_left(plan: Plan, rejects: Sequence[Reject]) -> MelstreamError:
+    counts = Counter(found.reason for found in rejects)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+    examples = "".join(f"\n  {r.source}: {r.message}" for r in rejects[:3])
+    return MelstreamError(
+        f"not one of {plan.n_clips} clips became a sample ({reasons}), such as{examples}"
+    )
+
+
+def _place_shards(
+    storage: Storage, jobs: Sequence[ShardJob], records: Sequence[DoneRecord]
+) -> list[tuple[ShardJob, ShardEntry]]:
+    """Number the shards that are not empty without a gap: the last ones fill the gaps.
+
+    A name in a gap is free until its shard has moved there, so that a move that was
+    interrupted can be told from one still to come.
+    """
+    filled = {
+        place: (job, record.entry)
+        for place, (job, record) in enumerate(zip(jobs, records, strict=True))
+        if record.entry is not None
+    }
+    gaps = [place for place in range(len(filled)) if place not in filled]
+    for gap, last in zip(gaps, sorted(filled)[len(filled) - len(gaps) :], strict=True):
+        filled[gap] = filled.pop(last)
+    sizes = dict(storage.list())
+    placed = []
+    for place, (job, entry) in sorted(filled.items()):
+        name = jobs[place].tar_name
+        if name != job.tar_name and job.tar_name in sizes:
+            storage.move(job.tar_name, name)
+            sizes[name] = sizes[job.tar_name]
+        if sizes.get(name) != entry.size_bytes:
+            raise DatasetError(
+                f"{storage.url}/{name} was finished and is gone or altered; remove "
+                f"{storage.url}/{job.record_name} and run the same command again to build it anew"
+            )
+        placed.append((job, entry.model_copy(update={"name": name})))
+    return placed
+
+
+def _require_unique(keys: npt.NDArray[np.bytes_]) -> None:
+    """Check the keys; those of clips are unique, those of windows are made here."""
+    keys = np.sort(keys)
+    (places,) = np.nonzero(keys[1:] == keys[:-1])
+    if len(places):
+        raise DatasetError(
+            f"keys must be unique, found {bytes(keys[places[0]]).decode()!r} twice: a window of one "
+            "recording is named as another recording; rename the latter"
+        )
+
+
+def _write_rejects(storage: Storage, plan: Plan, rejects: Sequence[Reject]) -> dict[str, int]:
+    """Write ``rejects.jsonl``, sorted by key; return the counts by reason."""
+    error = SampleError("the metadata lists this clip, but no file was found", reason="missing")
+    missing = (reject(clip, error) for clip in plan.missing)
+    counts: Counter[str] = Counter()
+    with storage.writer(REJECTS_NAME) as file:
+        for found in heapq.merge(missing, rejects, key=lambda found: found.key):
+            counts[found.reason] += 1
+            file.write(f"{found.model_dump_json()}\n".encode())
+    return dict(sorted(counts.items()))
+
+
+def _make_manifest(
+    plan: Plan,
+    base: Base | None,
+    entries: Sequence[ShardEntry],
+    records: Sequence[DoneRecord],
+    n_rejects: dict[str, int],
+    hashes: dict[str, Any],
+) -> Manifest:
+    n_frames = sum(record.n_frames for record in records)
+    sums = np.sum([(r.band_sum, r.band_sum_squares) for r in records], axis=0)
+    duration_s = sum(record.duration_s for record in records)
+    shards = tuple(entries)
+    if base is not None:
+        old = base.manifest
+        n_old_frames = int(base.index.n_frames.sum(dtype=np.int64))
+        mean, std = np.array(old.band_mean), np.array(old.band_std)
+        sums = sums + n_old_frames * np.array([mean, std**2 + mean**2])
+        n_frames += n_old_frames
+        duration_s += old.duration_s
+        shards = (*old.shards, *shards)
+    mean, mean_square = sums / n_frames
+    std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+    return Manifest(
+        features=plan.settings.features,
+        feature_hash=plan.settings.features.hash,
+        code=plan.settings.features.code,
+        has_audio=plan.settings.keep_audio,
+        label_names=plan.listing.label_names,
+        label_ids=plan.listing.label_ids,
+        split_names=plan.listing.splits,
+        shards=shards,
+        n_samples=sum(shard.n_samples for shard in shards),
+        duration_s=duration_s,
+        n_rejects=n_rejects,
+        n_ignored=plan.listing.n_ignored,
+        band_mean=tuple(mean.tolist()),
+        band_std=tuple(std.tolist()),
+        build=plan.build_settings,
+        **hashes,
+    )

@@ -1,0 +1,302 @@
+"""CSV: any audio files that a table lists, with labels, segments and splits by column.
+
+Content: whatever you have; any number of classes per clip, or none.
+Size: any.
+Licence: yours.
+Origin: your disk.
+Layout: SOURCE is a table with a header, its columns separated by commas, tabs or semicolons.
+    One row per clip: the path of its file and, as you name the columns, its labels, its start
+    and end in the file, its split, its id. Paths start from the table's folder or ``--root``.
+Papers: none.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...shards.keys import make_key
+from .corpus import Clip, Listing
+from .files import printable
+from .labels import (
+    LabelSeparator,
+    LabelsFile,
+    read_labels,
+    require_known,
+    require_separator,
+    split_labels,
+)
+from .names import short_names
+from .tables import at_line, parse_seconds, read_rows, read_table
+
+EXAMPLE = (
+    "melstream build csv clips.csv --path-column file --label-column tags --label-separator ';' "
+    "--out shards/clips"
+)
+
+DELIMITERS = (",", "\t", ";")
+
+
+_Source = Annotated[
+    Path, typer.Argument(help="Table with one row per clip and a header.", metavar="SOURCE")
+]
+_Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where relative paths start. Without it: the table's folder.", metavar="FOLDER"
+    ),
+]
+_PathColumn = Annotated[str, typer.Option(help="Column with the path of the file.", metavar="NAME")]
+_LabelColumn = Annotated[
+    str | None, typer.Option(help="Column with the label or labels.", metavar="NAME")
+]
+_StartColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the clip's start in its file, in seconds.", metavar="NAME"),
+]
+_EndColumn = Annotated[
+    str | None, typer.Option(help="Column with its end in the file, in seconds.", metavar="NAME")
+]
+_DurationColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with its duration in seconds, in place of its end.", metavar="NAME"),
+]
+_SplitColumn = Annotated[
+    str | None, typer.Option(help="Column with the split or fold.", metavar="NAME")
+]
+_IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column with the clip's id. Without it: made of its path and times.", metavar="NAME"
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The names of the columns; None where there is none."""
+
+    path: str
+    label: str | None
+    start: str | None
+    end: str | None
+    duration: str | None
+    split: str | None
+    id: str | None
+
+    def named(self) -> list[str]:
+        return [name for name in dataclasses.astuple(self) if name is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What a row says."""
+
+    line: int
+    path: str
+    offset_s: float | None
+    duration_s: float | None
+    labels: tuple[str, ...]
+    split: str
+    id: str | None
+
+    @property
+    def times(self) -> str:
+        """The times as part of a name; nothing where the file is the clip."""
+        if self.offset_s is None:
+            return ""
+        end = "" if self.duration_s is None else f"_{_text(self.offset_s + self.duration_s)}"
+        return f"_{_text(self.offset_s)}{end}"
+
+
+def scan(
+    source: _Source,
+    *,
+    root: _Root = None,
+    path_column: _PathColumn = "path",
+    label_column: _LabelColumn = None,
+    label_separator: LabelSeparator = None,
+    labels: LabelsFile = None,
+    start_column: _StartColumn = None,
+    end_column: _EndColumn = None,
+    duration_column: _DurationColumn = None,
+    split_column: _SplitColumn = None,
+    id_column: _IdColumn = None,
+) -> Listing:
+    """List the clips of a table.
+
+    A field that is empty says nothing: no label, no split, from the start of the file, to its
+    end. A file that is not there is listed as missing.
+
+    Args:
+        source: the table; its delimiter is that of comma, tab and semicolon that makes a header
+            with the path's column.
+        root: the folder that relative paths start from.
+        path_column, label_column, start_column, end_column, duration_column, split_column,
+            id_column: names in the header.
+        label_separator: between the labels of one field.
+        labels: text file with one class name per line; a label that it does not name is an
+            error.
+
+    Returns:
+        listing: one clip per row; classes in the order of ``labels``, or sorted; splits in the
+        order in which they appear.
+
+    Raises:
+        ValueError: no such table or column, a broken row, a clip stands twice, a label that is
+            not in ``labels``, or no file is there.
+    """
+    columns = _Columns(
+        path_column,
+        label_column,
+        start_column,
+        end_column,
+        duration_column,
+        split_column,
+        id_column,
+    )
+    _require_options(source, columns, label_separator, labels)
+    known = None if labels is None else read_labels(labels)
+    rows = []
+    for row in _read_rows(source, columns, label_separator):
+        if known is not None:
+            with at_line(source, row.line):
+                require_known(row.labels, known, str(labels))
+        rows.append(row)
+    label_names = known or tuple(sorted({label for row in rows for label in row.labels}))
+    splits = tuple(dict.fromkeys(row.split for row in rows if row.split))
+    root = source.parent if root is None else root
+    clips = _make_clips(rows, root, label_names, splits)
+    _require_a_file(clips, source, root / rows[0].path)
+    return Listing(root=root, clips=clips, label_names=label_names, splits=splits)
+
+
+def _require_options(
+    source: Path, columns: _Columns, label_separator: str | None, labels: Path | None
+) -> None:
+    if not source.is_file():
+        found = "a folder" if source.is_dir() else "nothing"
+        raise ValueError(f"the source must be a table with a header, found {found} at {source}")
+    if columns.end is not None and columns.duration is not None:
+        raise ValueError("`--end-column` and `--duration-column` exclude each other; leave one out")
+    if columns.start is None and (columns.end is not None or columns.duration is not None):
+        option = "--end-column" if columns.end is not None else "--duration-column"
+        raise ValueError(f"`{option}` goes with `--start-column`, which says where a clip starts")
+    if columns.label is None and (labels is not None or label_separator is not None):
+        option = "--labels" if labels is not None else "--label-separator"
+        raise ValueError(f"`{option}` goes with `--label-column`, which names the labels' column")
+    require_separator(label_separator)
+
+
+def _require_a_file(clips: tuple[Clip, ...], source: Path, first: Path) -> None:
+    if not any(clip.path for clip in clips):
+        raise ValueError(
+            f"none of the {len(clips)} files of {source} is there, looked for "
+            f"{printable(str(first))} and the like; `--root` is where relative paths start"
+        )
+
+
+def _read_rows(source: Path, columns: _Columns, label_separator: str | None) -> Iterator[_Row]:
+    """Read the rows, none of a clip that was there before."""
+    first_lines: dict[object, int] = {}
+    delimiter = _find_delimiter(source, columns.path)
+    # A path that is not UTF-8 must still lead to its file.
+    table = read_table(source, columns.named(), delimiter=delimiter, errors="surrogateescape")
+    for line, fields in table:
+        with at_line(source, line):
+            row = _parse_row(line, fields, columns, label_separator)
+            identity = (row.path, row.offset_s, row.duration_s) if row.id is None else row.id
+            first = first_lines.setdefault(identity, line)
+            if first != line:
+                raise ValueError(
+                    f"every clip must stand once, {row.id or printable(row.path)!r} stands on "
+                    f"line {first} too; write its labels in one row (`--label-separator`), or name "
+                    "a column that tells the rows apart (`--id-column`)"
+                )
+        yield row
+
+
+def _find_delimiter(source: Path, path_column: str) -> str:
+    """Choose the delimiter that gives the path's column, or else the most columns."""
+
+    def fit(delimiter: str) -> tuple[bool, int]:
+        _, header = next(read_rows(source, delimiter=delimiter), (1, []))
+        return path_column in header, len(header)
+
+    return max(DELIMITERS, key=fit)
+
+
+def _parse_row(
+    line: int, fields: dict[str, str], columns: _Columns, label_separator: str | None
+) -> _Row:
+    path = fields[columns.path]
+    if not path or "://" in path:
+        raise ValueError(f"`{columns.path}` must be the path of a file, found {path!r}")
+    if columns.id is not None and not fields[columns.id]:
+        raise ValueError(f"`{columns.id}` must not be empty")
+    offset_s, duration_s = _parse_times(fields, columns)
+    label = printable(fields[columns.label]) if columns.label is not None else ""
+    return _Row(
+        line=line,
+        path=path,
+        offset_s=offset_s,
+        duration_s=duration_s,
+        labels=split_labels(label, label_separator),
+        split="" if columns.split is None else printable(fields[columns.split]),
+        id=None if columns.id is None else fields[columns.id],
+    )
+
+
+def _parse_times(fields: dict[str, str], columns: _Columns) -> tuple[float | None, float | None]:
+    """Read where the clip starts in its file and how long it is; None, None: it is the file."""
+    start, end, duration = (
+        "" if name is None else fields[name]
+        for name in (columns.start, columns.end, columns.duration)
+    )
+    if not start and not end and not duration:
+        return None, None
+    offset_s = parse_seconds(start, columns.start or "") if start else 0.0
+    if not end and not duration:
+        return offset_s, None
+    if end:
+        duration_s = round(parse_seconds(end, columns.end or "") - offset_s, 6)
+    else:
+        duration_s = parse_seconds(duration, columns.duration or "")
+    if duration_s <= 0:
+        raise ValueError(f"a clip must end after its start, found {start!r} to {end or duration!r}")
+    return offset_s, duration_s
+
+
+def _make_clips(
+    rows: Sequence[_Row], root: Path, label_names: Sequence[str], splits: Sequence[str]
+) -> tuple[Clip, ...]:
+    index = {name: number for number, name in enumerate(label_names)}
+    split_index = {name: number for number, name in enumerate(splits)} | {"": -1}
+    short = short_names({printable(row.path) for row in rows})
+    is_file = lru_cache(100_000)(lambda path: os.path.isfile(os.path.join(root, path)))
+    clips = []
+    for row in rows:
+        name = printable(row.path)
+        clips.append(
+            Clip(
+                key=make_key(row.id or short[name] + row.times),
+                path=row.path if is_file(row.path) else None,
+                labels=tuple(sorted({index[label] for label in row.labels})),
+                source=name,
+                start_s=row.offset_s,
+                duration_s=row.duration_s,
+                offset_s=row.offset_s,
+                split=split_index[row.split],
+            )
+        )
+    return tuple(sorted(clips, key=lambda clip: clip.key))
+
+
+def _text(seconds: float) -> str:
+    """Write a time, the same where it is the same to the microsecond."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
