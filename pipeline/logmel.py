@@ -1,8 +1,8 @@
 """Waveform to log-mel, as one ``FeatureSpec`` defines it.
 
 The same ``LogMel`` serves the build, training on the fly and inference. A block of frames
-at a time stays in the cache: Numba cuts, windows, pads and transforms the frames and sums
-their powers under the mel triangles; numpy takes the log.
+at a time stays in the cache: Numba's kernels cut and window the frames, transform them, sum
+their powers under the mel triangles and take the log.
 """
 
 import numba
@@ -22,6 +22,17 @@ A multiple of ``LANES``. Powers of two are slower: then rows of powers fall on t
 the cache. measured: 2026-11-22, AMD EPYC (512 kB L2), 10 s at 16 kHz: 0.96 ms with 64 frames,
 0.88 with 96, 0.87 with 224, 0.92 with 256, 0.86 with 288, 1.28 with 512.
 """
+
+LN_2 = np.float32(0.693359375), np.float32(-2.12194440e-4)
+"""ln 2 in two parts: the first has few digits, so that an octave times it is exact."""
+
+LN_1_PLUS_X = tuple(
+    np.array([
+        7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+        -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1, -0.5, 1.0, 0.0,
+    ], np.float32)
+)  # fmt: skip
+"""Coefficients of the polynomial, highest power first; from Cephes' logf (Moshier 1992)."""
 
 
 class LogMel:
@@ -92,7 +103,6 @@ class LogMel:
         bands = np.empty((spec.n_mels, powers.shape[1]), np.float32)
         floor = np.float32(spec.log_floor)
         _project(powers, self._filters, self._first_bins, self._end_bins, floor, bands)
-        np.log(bands, out=bands)
         block[:] = bands.T[: len(block)]
 
     def _first_sample(self, frame: int) -> int:
@@ -178,11 +188,8 @@ def _window_4(samples, hop_length, window, offsets, four):
     """Window four frames, into (win_length, 4)."""
     out = four.reshape(-1)
     a, b, c, d = offsets[0], offsets[1], offsets[2], offsets[3]
-    second, third, fourth = (
-        samples[hop_length:],
-        samples[2 * hop_length :],
-        samples[3 * hop_length :],
-    )
+    second = samples[hop_length:]
+    third, fourth = second[hop_length:], second[2 * hop_length :]
     for i in range(len(window)):
         out[4 * i] = window[i] * (samples[i] - a)
         out[4 * i + 1] = window[i] * (second[i] - b)
@@ -202,13 +209,38 @@ def _join(fours, frames):
 
 @numba.njit(cache=True, nogil=True)
 def _project(powers, filters, first_bins, end_bins, floor, bands):
-    """Sum powers, (n_bins, n_frames), into bands, (n_mels, n_frames), of at least ``floor``."""
+    """Fill bands, (n_mels, n_frames), with logs of sums of powers, (n_bins, n_frames)."""
+    sums = np.empty(bands.shape[1], np.float32)
+    floored, octaves = np.empty_like(sums), np.empty_like(sums)
     for m in range(len(filters)):
-        band = bands[m]
-        band[:] = 0
+        sums[:] = 0
         for k in range(first_bins[m], end_bins[m]):
             weight, power = filters[m, k], powers[k]
-            for t in range(len(band)):
-                band[t] += weight * power[t]
-        for t in range(len(band)):
-            band[t] = floor if band[t] < floor else band[t]  # a NaN stays one
+            for t in range(len(sums)):
+                sums[t] += weight * power[t]
+        for t in range(len(sums)):
+            floored[t] = floor if sums[t] < floor else sums[t]  # a NaN stays one
+        _log(floored, octaves, bands[m])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _log(values, octaves, logs):
+    """Take logs of normal numbers; of what is not finite, NaN.
+
+    A value is (1 + x) * 2**octave, with 1 + x from sqrt(1/2) to sqrt(2); ``values`` and
+    ``octaves`` are left with these. Numba's own log is not for vectors, and numpy's takes 0.11
+    ms for 64,000 values, this 0.04 (measured: 2026-11-22, AMD EPYC).
+    """
+    bits = values.view(np.int32)
+    root = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
+    for t in range(len(bits)):
+        # Numba makes int64 of int32 + int32, which halves the lanes.
+        octave = np.int32(np.int32(bits[t] - root) >> np.int32(23))
+        octaves[t] = np.float32(octave) + (values[t] - values[t])  # + 0 or NaN
+        bits[t] = np.int32(bits[t] - np.int32(octave << np.int32(23)))
+    for t in range(len(values)):
+        x = values[t] - np.float32(1)
+        log = np.float32(0)
+        for coefficient in LN_1_PLUS_X:
+            log = log * x + coefficient
+        logs[t] = log + octaves[t] * LN_2[1] + octaves[t] * LN_2[0]

@@ -174,7 +174,7 @@ class PyavReader(AudioReader):
         time = self._first_time + Fraction(sample, self.sample_rate)
         try:
             self._container.seek(int(time / time_base), stream=self._stream)
-        except FFmpegError:
+        except (FFmpegError, OverflowError):
             return False
         first_samples = self._frame_samples
         self._frames = self._decode()

@@ -13,7 +13,7 @@ MAX_OGG_PAGE_SAMPLES = 255 * 5_760
 """Most audio in an Ogg page: 255 packets of at most 4,096 samples (Vorbis) or 120 ms (Opus).
 
 libsndfile seeks to a wrong place in the last page of a Vorbis file, whose end is trimmed.
-measured: 2026-11-22, libsndfile 1.2.2: off by hundreds of samples in each of ten files.
+measured: 2026-11-22, libsndfile 1.2.2: wrong samples in seven of eight files of 2 to 20 s.
 """
 
 

@@ -108,7 +108,13 @@ class Index:
         """Return one column, reading it if this is the first time."""
         if name not in self._read:
             source: Any = self._source[name]
-            self._read[name] = np.asarray(source[...])
+            try:
+                self._read[name] = np.asarray(source[...])
+            except (ValueError, RuntimeError, TypeError) as error:  # whatever a codec raises
+                raise DatasetError(
+                    f"column `{name}` of the index is damaged ({error}); copy the index again, or "
+                    "build the data set again"
+                ) from error
         return self._read[name]
 
     def __len__(self) -> int:
@@ -200,10 +206,13 @@ def read_index(storage: Storage, *, n_samples: int) -> Index:
     remedy = f"build the data set again, or remove {storage.url}"
     try:
         group = zarr.open_group(store=storage.zarr_store(INDEX_NAME, read_only=True), mode="r")
+        found = {name: group.get(name) for name in COLUMNS}
     except FileNotFoundError as error:
         message = f"{storage.url} has a manifest but no `{INDEX_NAME}`; {remedy}"
         raise DatasetError(message) from error
-    arrays = {name: array for name in COLUMNS if isinstance(array := group.get(name), zarr.Array)}
+    except (ValueError, TypeError, KeyError) as error:  # JSON that is damaged
+        raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
+    arrays = {name: array for name, array in found.items() if isinstance(array, zarr.Array)}
     missing = sorted(set(COLUMNS) - set(arrays))
     if missing:
         raise DatasetError(f"{place} lacks the columns {', '.join(missing)}; {remedy}")

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .dataset import Dataset
-from .errors import ShardError
+from .errors import DatasetError, ShardError
 from .index import INDEX_NAME, hash_files, hash_index
+from .keys import make_key
 from .manifest import MANIFEST_NAME, manifest_bytes
+from .tar_members import split_name
 
 BLOCK_BYTES = 2**22
 
@@ -27,16 +29,26 @@ def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None
         the problems of manifest and index, if there are any; then one entry per shard: the
         first problem found in it, or None.
     """
-    yield from _check_tables(dataset, full=full)
-    counts = np.bincount(dataset.index.shard, minlength=len(dataset.manifest.shards))
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    is_index = True
+    for problem in _check_tables(dataset, full=full):
+        is_index &= problem.shard != INDEX_NAME
+        yield problem
+    starts = _first_rows(dataset) if is_index else None
     for shard in range(len(dataset.manifest.shards)):
-        rows = range(starts[shard], starts[shard + 1])
         try:
-            _check_shard(dataset, shard, rows, full=full)
+            if starts is None:
+                _check_bytes(dataset, shard, range(0), full=full)
+            else:
+                _check_shard(dataset, shard, range(starts[shard], starts[shard + 1]), full=full)
             yield None
         except ShardError as error:
             yield error
+
+
+def _first_rows(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the first row of each shard, and one past the last of all."""
+    counts = np.bincount(dataset.index.shard, minlength=len(dataset.manifest.shards))
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
@@ -47,7 +59,11 @@ def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
             f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {remedy}",
             shard=MANIFEST_NAME,
         )
-    is_index = hash_index(dataset.index) == manifest.index_hash
+    try:
+        is_index = hash_index(dataset.index) == manifest.index_hash
+    except DatasetError as error:
+        yield ShardError(str(error), shard=INDEX_NAME)
+        return
     if is_index and full:
         is_index = hash_files(storage) == manifest.index_files_hash
     if not is_index:
@@ -60,21 +76,26 @@ def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
 
 def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:
     entry = dataset.manifest.shards[shard]
-    data = dataset.shard_bytes(shard)  # compares the size
     if len(rows) != entry.n_samples:
         raise ShardError(
             f"the index holds {len(rows)} samples of {entry.name}, the manifest {entry.n_samples}; "
             "build the data set again",
             shard=entry.name,
         )
+    _check_bytes(dataset, shard, rows, full=full)
+
+
+def _check_bytes(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:
+    entry = dataset.manifest.shards[shard]
+    data = dataset.shard_bytes(shard)  # compares the size
     if not full:
         return
     for row in rows:
-        for member in members(dataset):
+        for member in members(dataset, row):
             dataset.read_member(row, member)
     if _sha256(data) != entry.sha256:
         key = next((dataset.key(r) for r in rows if not _is_framed(dataset, data, r)), None)
-        where = f"around {key}" if key else "after the last sample"
+        where = f"around {key}" if key else "after its last sample" if rows else "somewhere"
         raise ShardError(
             f"{dataset.url}/{entry.name} is altered {where} (its sha256 differs from the "
             "manifest's); copy it again, or build it again",
@@ -83,9 +104,13 @@ def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> No
         )
 
 
-def members(dataset: Dataset) -> tuple[str, ...]:
-    """Return the members of each sample, by their names in the index."""
-    return ("logmel", "json", "flac") if dataset.manifest.has_audio else ("logmel", "json")
+def members(dataset: Dataset, row: int) -> list[str]:
+    """Return the members of a sample, by their names in the index.
+
+    An adopted sample may have no ``json``: its size in the index is 0.
+    """
+    sizes = ((name, dataset.index.column(f"{name}_size")[row]) for name in ("json", "flac"))
+    return ["logmel", *(name for name, size in sizes if size > 0)]
 
 
 def _sha256(data: npt.NDArray[np.uint8]) -> str:
@@ -97,7 +122,7 @@ def _sha256(data: npt.NDArray[np.uint8]) -> str:
 
 def _is_framed(dataset: Dataset, data: npt.NDArray[np.uint8], row: int) -> bool:
     """Say whether the tar headers of a sample, and the zeros after its payloads, are in order."""
-    for member in members(dataset):
+    for member in members(dataset, row):
         offset = int(dataset.index.column(f"{member}_offset")[row])
         size = int(dataset.index.column(f"{member}_size")[row])
         header = data[offset - tarfile.BLOCKSIZE : offset].tobytes()
@@ -106,7 +131,8 @@ def _is_framed(dataset: Dataset, data: npt.NDArray[np.uint8], row: int) -> bool:
             found = tarfile.TarInfo.frombuf(header, "ascii", "strict")
         except (tarfile.HeaderError, UnicodeDecodeError):
             return False
-        is_named = found.name.startswith(f"{dataset.key(row)}.") and found.size == size
+        name = split_name(found.name)
+        is_named = name is not None and make_key(name[0]) == dataset.key(row) and found.size == size
         if not is_named or data[end : -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE].any():
             return False
     return True

@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -21,28 +21,17 @@ import numpy.typing as npt
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from .index import COLUMNS, Index, key_bytes
+from .index import Index
 from .keys import check_key
 from .manifest import ShardEntry
+from .rows import FIGURES, MEMBERS, Row, Span, rows_index
 from .storage import Sink, Storage
 
 LOGMEL_FIELD = "logmel.npy"
 JSON_FIELD = "json"
 FLAC_FIELD = "flac"
-FIGURES = (
-    "start_s",
-    "duration_s",
-    "sample_rate",
-    "n_channels",
-    "peak",
-    "rms_dbfs",
-    "clipped_share",
-    "silence_share",
-    "dc_offset",
-    "bandwidth_hz",
-    "audio_hash",
-)
-"""Fields of the ``json`` member that are columns of the index too."""
+FIELDS = dict(zip(MEMBERS, (LOGMEL_FIELD, JSON_FIELD, FLAC_FIELD), strict=True))
+"""What follows the key in a member's name, in the order of the tar."""
 
 OWNER = "melstream"
 MODE = 0o444
@@ -93,25 +82,6 @@ class Sample:
     flac: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    offset: int = 0
-    size: int = 0
-    hash: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the index will say of a sample; the arrays themselves are on disk by then."""
-
-    key: str
-    n_frames: int
-    label_ids: tuple[int, ...]
-    split: int
-    members: dict[str, _Member]
-    figures: dict[str, float | int]
-
-
 @contextlib.contextmanager
 def write_shard(storage: Storage, name: str) -> Iterator["ShardWriter"]:
     """Write samples to one tar that appears, whole, when the block ends.
@@ -142,7 +112,7 @@ class ShardWriter:
 
     def __init__(self, name: str, file: Sink) -> None:
         self._name = name
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._file = _HashingFile(file)
         self._tar = tarfile.TarFile(
             fileobj=cast(BinaryIO, self._file), mode="w", format=tarfile.USTAR_FORMAT
@@ -164,17 +134,30 @@ class ShardWriter:
                 "`logmel` must be float16 or uint8 of shape (n_frames, n_mels), found "
                 f"{sample.logmel.dtype} of shape {sample.logmel.shape}"
             )
-        logmel = self._add(f"{sample.key}.{LOGMEL_FIELD}", _npy(sample.logmel))
-        info = self._add(f"{sample.key}.{JSON_FIELD}", sample.info.model_dump_json().encode())
-        flac = _Member()
+        payloads = {"logmel": _npy(sample.logmel), "json": sample.info.model_dump_json().encode()}
         if sample.flac is not None:
-            flac = self._add(f"{sample.key}.{FLAC_FIELD}", sample.flac)
-        members = {"logmel": logmel, "json": info, "flac": flac}
-        figures = _figures(sample.info)
-        n_frames = len(sample.logmel)
-        self._rows.append(
-            _Row(sample.key, n_frames, sample.label_ids, sample.split, members, figures)
-        )
+            payloads["flac"] = sample.flac
+        figures = info_figures(sample.info)
+        row = Row(sample.key, len(sample.logmel), sample.label_ids, sample.split, figures)
+        self.append(row, payloads)
+
+    def append(self, row: Row, payloads: Mapping[str, bytes]) -> None:
+        """Append one sample whose members are ready, such as one of another data set.
+
+        Args:
+            row: what the index will say; places of members that stand in it are replaced.
+            payloads: bytes of the members, by their names in the index; ``logmel`` at least.
+
+        Raises:
+            ValueError: the key is not legal.
+        """
+        check_key(row.key)
+        spans = {
+            member: self._add(f"{row.key}.{field}", payloads[member])
+            for member, field in FIELDS.items()
+            if member in payloads
+        }
+        self._rows.append(replace(row, spans=spans))
 
     @property
     def n_samples(self) -> int:
@@ -194,32 +177,16 @@ class ShardWriter:
     @property
     def index(self) -> Index:
         """The shard's rows of the index."""
-        rows = self._rows
-        labels = [row.label_ids for row in rows]
-        columns: dict[str, Any] = {
-            "key": key_bytes([row.key for row in rows]),
-            "shard": np.zeros(len(rows)),
-            "n_frames": [row.n_frames for row in rows],
-            "split": [row.split for row in rows],
-            "label_indptr": np.cumsum([0, *map(len, labels)]),
-            "label_ids": [i for ids in labels for i in ids],
-        }
-        for member in ("logmel", "json", "flac"):
-            for part in ("offset", "size", "hash"):
-                values = [getattr(row.members[member], part) for row in rows]
-                columns[f"{member}_{part}"] = values
-        for name in FIGURES:
-            columns[name] = [row.figures[name] for row in rows]
-        return Index({name: np.array(columns[name], dtype) for name, dtype in COLUMNS.items()})
+        return rows_index(self._rows)
 
-    def _add(self, name: str, payload: bytes) -> _Member:
+    def _add(self, name: str, payload: bytes) -> Span:
         header = tarfile.TarInfo(name)
         header.size = len(payload)
         header.mode = MODE
         header.uname = header.gname = OWNER
         offset = self._tar.offset + tarfile.BLOCKSIZE  # a ustar header is one block
         self._tar.addfile(header, io.BytesIO(payload))
-        return _Member(offset, len(payload), xxhash.xxh3_64_intdigest(payload))
+        return Span(offset, len(payload), xxhash.xxh3_64_intdigest(payload))
 
 
 class _HashingFile:
@@ -245,8 +212,8 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _figures(info: SampleInfo) -> dict[str, float | int]:
-    """Return what the index keeps of the ``json`` member."""
+def info_figures(info: SampleInfo) -> dict[str, float | int]:
+    """Return what the index keeps of the ``json`` member, by the names of ``FIGURES``."""
     figures = {name: getattr(info, name) for name in FIGURES}
     figures["start_s"] = float("nan") if info.start_s is None else info.start_s
     figures["audio_hash"] = int(info.audio_hash, 16)

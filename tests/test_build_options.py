@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from broken_files import write_broken_files
 from crashing_path import CrashingPath
 
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.errors import DatasetError
+from melstream.shards.errors import REASONS, DatasetError
 from melstream.shards.manifest import Manifest
 from melstream.shards.spec import PRESETS, FeatureSpec
 from melstream.shards.storage import open_storage
@@ -393,3 +394,28 @@ def test_exact_duplicates_have_one_hash_across_names_and_formats(
     hashes, counts = np.unique(dataset.index.audio_hash, return_counts=True)
     twins = np.flatnonzero(dataset.index.audio_hash == hashes[counts == 2][0])
     assert {Path(dataset.read_info(row).source).name for row in twins} == {"0.flac", "copy.wav"}
+
+
+# --- broken files
+
+
+def test_two_hundred_broken_files_end_no_build_and_each_has_a_reason(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (corpus / "broken").mkdir()
+    broken = write_broken_files(corpus / "broken")
+    assert len(broken) == 200
+    report = build(
+        plan_of(corpus), open_storage(tmp_path / "out"), lambda jobs: run_jobs(jobs, 2), silent
+    )
+    assert report.manifest is not None
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    rejects = {json.loads(line)["source"]: json.loads(line) for line in lines}
+    assert len(rejects) > 120
+    assert {reject["reason"] for reject in rejects.values()} <= set(REASONS) - {"failed"}
+    assert all(reject["message"] for reject in rejects.values())
+    written = set(sources(open_dataset(tmp_path / "out")))
+    files = {str(path.relative_to(corpus)) for path in corpus.rglob("*") if path.is_file()}
+    listed = {clip.source for clip in plan_of(corpus).listing.clips}
+    assert written.isdisjoint(rejects)
+    assert written | set(rejects) == listed <= files

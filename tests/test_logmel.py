@@ -235,15 +235,42 @@ def test_frames_equal_a_naive_loop_also_uncompiled(remove_dc: bool, monkeypatch)
     np.testing.assert_allclose(plain_frames, expected, atol=1e-6)
 
 
-def test_bands_equal_a_matrix_product_also_uncompiled() -> None:
-    spectrum_powers = np.random.default_rng(0).uniform(0, 1, (17, 3)).astype(np.float32)
+def test_bands_equal_a_matrix_product_also_uncompiled(monkeypatch) -> None:
+    powers = np.random.default_rng(0).uniform(0, 1, (17, 3)).astype(np.float32)
+    powers[:, 2] *= 1e-9
     filters = mel_filters(FeatureSpec(n_fft=32, win_length=24, hop_length=8, n_mels=5))
+    expected = np.log(np.maximum(filters.astype(np.float64) @ powers, 1e-3))
+    arguments = (powers, filters, *module._bin_ranges(filters), np.float32(1e-3))
     bands, plain_bands = np.empty((2, 5, 3), np.float32)
-    arguments = (spectrum_powers, filters, *module._bin_ranges(filters))
     module._project(*arguments, bands)
+    monkeypatch.setattr(module, "_log", module._log.py_func)
     module._project.py_func(*arguments, plain_bands)
-    np.testing.assert_allclose(bands, filters @ spectrum_powers, rtol=1e-5)
-    np.testing.assert_allclose(plain_bands, filters @ spectrum_powers, rtol=1e-5)
+    np.testing.assert_allclose(bands, expected, rtol=1e-5)
+    np.testing.assert_allclose(plain_bands, expected, rtol=1e-5)
+
+
+def test_the_log_is_as_good_as_float32_can_hold() -> None:
+    rng = np.random.default_rng(0)
+    values = np.exp(rng.uniform(-69, 80, 10_000)).astype(np.float32)  # from the lowest floor on
+    values[:2_000] = rng.uniform(0.5, 2, 2_000)
+    values[-4:] = [1, np.nan, -np.nan, np.inf]
+    expected = np.log(values[:-3].astype(np.float64))
+    logs = np.empty_like(values)
+    module._log(values, np.empty_like(values), logs)
+    np.testing.assert_allclose(logs[:-3], expected, rtol=3e-7, atol=1e-9)
+    assert np.isnan(logs[-3:]).all()
+
+
+@pytest.mark.parametrize("spec", [CONFORMER, KALDI])
+def test_frames_with_a_nan_are_nan_and_no_others(spec: FeatureSpec) -> None:
+    waveform = SIGNALS["full-scale sine"].copy()
+    expected = LogMel(spec)(waveform)
+    waveform[4_000] = np.nan
+    is_nan = np.isnan(LogMel(spec)(waveform))
+    has_weight = mel_filters(spec).any(axis=1)
+    assert 2 <= is_nan[:, has_weight].all(axis=1).sum() == is_nan.any(axis=1).sum() <= 3
+    is_whole = ~is_nan.any(axis=1)
+    np.testing.assert_array_equal(LogMel(spec)(waveform)[is_whole], expected[is_whole])
 
 
 @pytest.mark.parametrize(

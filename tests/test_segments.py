@@ -191,7 +191,7 @@ def test_a_segment_behind_the_end_is_past_end(
     files: dict[tuple[str, str], Path], kind: tuple[str, str]
 ) -> None:
     whole = decode(files[kind])
-    for start_s in (whole.duration_s, whole.duration_s + 0.001, 9.0, 1e6):
+    for start_s in (whole.duration_s, whole.duration_s + 0.001, 9.0, 1e15):
         message = f"a segment from .* on is required, the recording ends at {whole.duration_s:g} s"
         assert_rejected(files[kind], "past_end", message, start_s=start_s, duration_s=1.0)
         assert_rejected(files[kind], "past_end", message, start_s=start_s)

@@ -15,7 +15,7 @@ from conftest import make_sample, read_with_webdataset, write_dataset
 from melstream.shards.storage import open_storage
 from melstream.shards.writer import MODE, OWNER, Sample, write_shard
 
-GOLDEN_SHA256 = "bb0ffc524d73f772d62333a82a152e973be8a85c9def987cea9028f1f33e6002"
+GOLDEN_SHA256 = "3602882761c8df8adf245f81d4d9245815b03f8878c116fe5aacae8e2157bd0a"
 
 
 def write_three(path: Path) -> Path:

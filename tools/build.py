@@ -24,6 +24,7 @@ from ..shards.storage import Storage
 from .build_assemble import assemble
 from .build_job import STAGING_NAME, DoneRecord, ShardJob, make_job, read_record
 from .build_plan import Plan
+from .coverage import Coverage
 from .progress import Report
 
 Executor = Callable[[Sequence[ShardJob]], Iterator[int]]
@@ -70,6 +71,7 @@ class BuildReport:
     Args:
         url: where the data set lies.
         manifest: of the data set; None where other parts are not done yet.
+        coverage: of the corpus, where this run made the data set.
         n_shards_left: shards that other parts have to build.
         new: the done records of the shards that this run built.
         wall_s: seconds this run took.
@@ -80,6 +82,7 @@ class BuildReport:
     n_shards_left: int
     new: tuple[DoneRecord, ...]
     wall_s: float
+    coverage: Coverage | None = None
 
 
 def build(
@@ -113,8 +116,8 @@ def build(
             report(n_skipped + n_clips, "clips")
         new = tuple(read_record(job) for job in todo)
     n_left = plan.n_shards - len(done_shards(storage))
-    manifest = None if n_left else _assemble_once(plan, storage, jobs)
-    return BuildReport(storage.url, manifest, n_left, new, time.monotonic() - start)
+    manifest, coverage = (None, None) if n_left else _assemble_once(plan, storage, jobs)
+    return BuildReport(storage.url, manifest, n_left, new, time.monotonic() - start, coverage)
 
 
 def find_built(plan: Plan, storage: Storage) -> Manifest | None:
@@ -170,16 +173,21 @@ def done_shards(storage: Storage) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def _assemble_once(plan: Plan, storage: Storage, jobs: Sequence[ShardJob]) -> Manifest:
+def _assemble_once(
+    plan: Plan, storage: Storage, jobs: Sequence[ShardJob]
+) -> tuple[Manifest, Coverage | None]:
     """Assemble, unless another part that finished at the same time has done it."""
     with locked(storage, "assemble", waits=True):
+        manifest = find_built(plan, storage)
+        if manifest is not None:
+            return manifest, None
         try:
-            return find_built(plan, storage) or assemble(plan, storage, jobs)
+            return assemble(plan, storage, jobs)
         except FileNotFoundError:  # an object store has no locks: another part was faster
             manifest = find_built(plan, storage)
             if manifest is None:
                 raise
-            return manifest
+            return manifest, None
 
 
 @contextlib.contextmanager

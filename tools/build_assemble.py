@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.errors import DatasetError, MelstreamError, SampleError
-from ..shards.index import Index, concatenate, hash_files, hash_index, write_index
-from ..shards.manifest import Manifest, ShardEntry, write_manifest
+from ..shards.index import Index, concatenate
+from ..shards.manifest import Manifest, ShardEntry
 from ..shards.storage import Storage
+from .band_sums import BandSums
 from .build_job import (
     STAGING_NAME,
     DoneRecord,
@@ -27,8 +28,8 @@ from .build_job import (
     reject,
 )
 from .build_plan import Plan
-from .coverage import measure_coverage
-from .data_card import write_card
+from .coverage import Coverage, measure_coverage
+from .finish import common_fields, finish, repeated_keys, write_tables
 
 REJECTS_NAME = "rejects.jsonl"
 COVERAGE_NAME = "coverage.json"
@@ -52,7 +53,7 @@ class Base:
 
 def assemble(
     plan: Plan, storage: Storage, jobs: Sequence[ShardJob], base: Base | None = None
-) -> Manifest:
+) -> tuple[Manifest, Coverage]:
     """Close the gaps in the shards' numbers and write index, rejects and, last, the manifest.
 
     Args:
@@ -60,6 +61,9 @@ def assemble(
         storage: where the data set lies.
         jobs: those whose shards are finished.
         base: what the shards are added to.
+
+    Returns:
+        the manifest, and what became of the corpus.
 
     Raises:
         MelstreamError: no clip became a sample.
@@ -77,23 +81,18 @@ def assemble(
         raise _nothing_left(plan, rejects)
     index = concatenate(indexes)
     _require_unique(index.sample_keys())
-    write_index(storage, index)
+    hashes = write_tables(storage, index)
     n_rejects = _write_rejects(storage, plan, rejects)
     coverage = measure_coverage(plan.listing, rejects)
     storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
     storage.write(MISSING_NAME, coverage.missing_text().encode())
-    hashes = {
-        "ids_hash": coverage.written_hash,
-        "index_hash": hash_index(index),
-        "index_files_hash": hash_files(storage),
-    }
+    hashes["ids_hash"] = coverage.written_hash
     entries = [entry for _, entry in parts]
     manifest = _make_manifest(plan, base, entries, records, n_rejects, hashes)
-    write_card(storage, manifest)
-    write_manifest(storage, manifest)
+    finish(storage, manifest)
     storage.delete_all(f"{STAGING_NAME}/")
     storage.clean()
-    return manifest
+    return manifest, coverage
 
 
 def _nothing_left(plan: Plan, rejects: Sequence[Reject]) -> MelstreamError:
@@ -139,11 +138,9 @@ def _place_shards(
 
 def _require_unique(keys: npt.NDArray[np.bytes_]) -> None:
     """Check the keys; those of clips are unique, those of windows are made here."""
-    keys = np.sort(keys)
-    (places,) = np.nonzero(keys[1:] == keys[:-1])
-    if len(places):
+    if repeated := repeated_keys(keys):
         raise DatasetError(
-            f"keys must be unique, found {bytes(keys[places[0]]).decode()!r} twice: a window of one "
+            f"keys must be unique, found {repeated[0]!r} twice: a window of one "
             "recording is named as another recording; rename the latter"
         )
 
@@ -168,35 +165,26 @@ def _make_manifest(
     n_rejects: dict[str, int],
     hashes: dict[str, Any],
 ) -> Manifest:
-    n_frames = sum(record.n_frames for record in records)
-    sums = np.sum([(r.band_sum, r.band_sum_squares) for r in records], axis=0)
+    sums = BandSums.zero(plan.settings.features.n_mels)
+    for record in records:
+        band_sums = np.array(record.band_sum), np.array(record.band_sum_squares)
+        sums += BandSums(record.n_frames, *band_sums)
     duration_s = sum(record.duration_s for record in records)
     shards = tuple(entries)
     if base is not None:
-        old = base.manifest
         n_old_frames = int(base.index.n_frames.sum(dtype=np.int64))
-        mean, std = np.array(old.band_mean), np.array(old.band_std)
-        sums = sums + n_old_frames * np.array([mean, std**2 + mean**2])
-        n_frames += n_old_frames
-        duration_s += old.duration_s
-        shards = (*old.shards, *shards)
-    mean, mean_square = sums / n_frames
-    std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+        sums += BandSums.of_dataset(base.manifest, n_old_frames)
+        duration_s += base.manifest.duration_s
+        shards = (*base.manifest.shards, *shards)
     return Manifest(
-        features=plan.settings.features,
-        feature_hash=plan.settings.features.hash,
-        code=plan.settings.features.code,
+        **common_fields(plan.settings.features, shards, sums),
         has_audio=plan.settings.keep_audio,
         label_names=plan.listing.label_names,
         label_ids=plan.listing.label_ids,
         split_names=plan.listing.splits,
-        shards=shards,
-        n_samples=sum(shard.n_samples for shard in shards),
         duration_s=duration_s,
         n_rejects=n_rejects,
         n_ignored=plan.listing.n_ignored,
-        band_mean=tuple(mean.tolist()),
-        band_std=tuple(std.tolist()),
         build=plan.build_settings,
         **hashes,
     )

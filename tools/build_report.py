@@ -14,6 +14,7 @@ from .build_assemble import REJECTS_NAME
 from .build_job import DoneRecord
 from .build_plan import Plan
 from .corpora.corpus import IGNORED
+from .coverage import print_coverage
 from .inspect import hours
 
 
@@ -47,6 +48,8 @@ def report_as_json(report: BuildReport) -> dict[str, Any]:
         names = ("n_samples", "duration_s", "n_rejects", "n_ignored", "ids_hash")
         found |= {name: getattr(manifest, name) for name in names}
         found["n_shards"] = len(manifest.shards)
+    if report.coverage is not None:
+        found["coverage"] = report.coverage.as_json()
     return found
 
 
@@ -68,6 +71,8 @@ def print_report(report: BuildReport, console: Console) -> None:
         )
     else:
         console.print(_outcome(report, manifest))
+        if report.coverage is not None and report.coverage.total.n_missing:
+            print_coverage(report.coverage, console)
         if manifest.n_rejects:
             console.print(
                 f"each is named in {report.url}/{REJECTS_NAME}", highlight=False, markup=False

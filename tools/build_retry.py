@@ -58,8 +58,8 @@ def retry_failed(plan: Plan, storage: Storage, run: Executor, report: Report) ->
         tried = {clip.key for clip in retry.listing.clips}
         kept = tuple(reject for reject in rejects if reject.key not in tried)
         index = read_index(old, n_samples=manifest.n_samples)
-        manifest = assemble(plan, storage, jobs, Base(manifest, index, kept))
-    return BuildReport(storage.url, manifest, 0, new, time.monotonic() - start)
+        manifest, coverage = assemble(plan, storage, jobs, Base(manifest, index, kept))
+    return BuildReport(storage.url, manifest, 0, new, time.monotonic() - start, coverage)
 
 
 def _old_tables(storage: Storage) -> Storage:

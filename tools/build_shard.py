@@ -63,15 +63,17 @@ class _SampleMaker:
         self._clock = clock
         self._logmel = LogMel(job.settings.features)
 
-    def make(self, clip: Clip, *, has_crashed: bool) -> list[Sample | Reject]:
+    def make(self, clip: Clip, *, has_crashed: bool) -> Iterator[Sample | Reject]:
         """Make one sample of a clip, or one per window; rejects stand for what did not become one.
 
         A clip of which nothing is left is one reject, under its own key.
         """
         if has_crashed:
             message = "the decoder's process died on this file"
-            return [reject(clip, SampleError(message, reason="crashed"))]
-        made: list[Sample | Reject] = []
+            yield reject(clip, SampleError(message, reason="crashed"))
+            return
+        rejects: list[Reject] = []
+        n_made = 0
         audio = self._decoded(clip)
         while True:
             key = clip.key
@@ -80,14 +82,16 @@ class _SampleMaker:
                 if decoded is None:
                     break
                 key = self._key(clip, decoded)
-                made.append(self._sample(clip, key, decoded))
+                sample = self._sample(clip, key, decoded)
             except Exception as error:
                 found = _as_sample_error(error)
-                made.append(reject(clip, found, root=self._job.root, key=key))
-        rejects = [sample for sample in made if isinstance(sample, Reject)]
-        if made and len(rejects) == len(made):
-            return [rejects[0].model_copy(update={"key": clip.key})]
-        return made
+                rejects.append(reject(clip, found, root=self._job.root, key=key))
+            else:
+                n_made += 1
+                yield sample
+        if rejects and not n_made:
+            rejects = [rejects[0].model_copy(update={"key": clip.key})]
+        yield from rejects
 
     def _decoded(self, clip: Clip) -> Iterator[Decoded]:
         """Decode the clip, whole or window by window; a generator ends after its first error."""
@@ -161,7 +165,7 @@ def _events_within(
         (max(start - offset_s, 0.0), min(end - offset_s, duration_s), label_names[label])
         for start, end, label in clip.events
     )
-    return tuple((start, end, name) for start, end, name in cut if start < end)
+    return tuple((start, end, name) for start, end, name in cut if start <= end)
 
 
 def _as_sample_error(error: Exception) -> SampleError:
@@ -175,7 +179,8 @@ def _require_length(clip: Clip, decoded: Decoded) -> None:
     if clip.offset_s is None and clip.duration_s and found_s > MAX_LENGTHS * clip.duration_s:
         raise SampleError(
             f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found "
-            f"{found_s:.1f} s",
+            f"{found_s:.1f} s; if the file is the whole recording and not the clip, cut it "
+            "(audioset, vggsound: --whole-videos; csv: --start-column)",
             reason="mis_sized",
         )
 

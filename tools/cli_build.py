@@ -142,7 +142,10 @@ def _require_disjoint(plan: "Plan", places: Sequence[str]) -> None:
     if places:
         from .leaks import require_disjoint
 
-        require_disjoint([clip.key for clip in plan.listing.clips], places)
+        corpus = find_corpora()[plan.settings.corpus]
+        recording_of = getattr(corpus, "recording_of", str)
+        keys = [clip.key for clip in plan.listing.clips]
+        require_disjoint(keys, places, recording_of=recording_of)
 
 
 def _finish(result: "BuildReport", options: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """``README.md`` of a data set: the card that the Hugging Face Hub shows, and people read."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from ..shards.manifest import Manifest
 from ..shards.storage import Storage
@@ -12,22 +14,52 @@ MAX_CLASSES = 50  # named on the card; `dataset.json` has all
 SIZE_LIMITS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 
 
-def write_card(storage: Storage, manifest: Manifest) -> None:
-    """Write the card of a data set that is about to be finished."""
-    storage.write(CARD_NAME, card(storage.name, manifest).encode())
+MARK = "tags: [audio, log-mel, webdataset, melstream]"  # says that a card is one of ours
+FIELDS = ("json", "logmel.npy")
 
 
-def card(name: str, manifest: Manifest) -> str:
+def write_card(storage: Storage, manifest: Manifest, **how: Any) -> None:
+    """Write the card of a data set that is about to be finished.
+
+    A ``README.md`` that melstream did not write is left alone.
+
+    Args:
+        storage: where the data set lies.
+        manifest: what it holds.
+        how: keywords of ``card``.
+    """
+    if storage.size(CARD_NAME) is not None and MARK.encode() not in storage.read(CARD_NAME):
+        return
+    storage.write(CARD_NAME, card(storage.name, manifest, **how).encode())
+
+
+def card(
+    name: str,
+    manifest: Manifest,
+    *,
+    origin: str | None = None,
+    fields: Sequence[str] = FIELDS,
+) -> str:
     """Return the card as Markdown, with the Hub's header.
 
     Args:
         name: the data set's title.
         manifest: what it holds.
+        origin: where the clips are from, as a sentence; None for a build, which the
+            manifest tells.
+        fields: what follows the key in the names of the members to show.
     """
-    parts = [_header(manifest), f"# {_plain(name)}", _summary(manifest), _use(manifest)]
+    parts = [
+        _header(manifest),
+        f"# {_plain(name)}",
+        _summary(manifest, origin),
+        _use(manifest, fields),
+    ]
     if manifest.label_names:
         parts.append(_classes(manifest))
-    return "\n\n".join([*parts, _left_out(manifest)]) + "\n"
+    if origin is None:
+        parts.append(_left_out(manifest))
+    return "\n\n".join(parts) + "\n"
 
 
 def _header(manifest: Manifest) -> str:
@@ -36,7 +68,7 @@ def _header(manifest: Manifest) -> str:
         (
             "---",
             f"task_categories: [{task}]",
-            "tags: [audio, log-mel, webdataset, melstream]",
+            MARK,
             f"size_categories: [{json.dumps(_size_category(manifest.n_samples))}]",
             "configs:",
             "- config_name: default",
@@ -61,30 +93,33 @@ def _size_category(n_samples: int) -> str:
     return f"{SIZE_LIMITS[power - 3]}<n<{SIZE_LIMITS[power - 2]}"
 
 
-def _summary(manifest: Manifest) -> str:
+def _summary(manifest: Manifest, origin: str | None) -> str:
     features = manifest.features
+    corpus = _plain(manifest.build.corpus)
+    made = _plain(origin) if origin else f"Built from the corpus {corpus}."
     return (
         f"{manifest.n_samples:,} clips, {hours(manifest.duration_s)} of audio, as log-mels: "
         f"{features.n_mels} bands from {features.fmin:g} to {features.fmax:g} Hz every "
         f"{1_000 * features.hop_length / features.sample_rate:g} ms, {features.storage_dtype}"
         f"{', with the waveforms as FLAC' if manifest.has_audio else ''}. "
-        f"{len(manifest.shards):,} WebDataset shards, built from the corpus "
-        f"`{manifest.build.corpus}` by melstream {manifest.melstream_version}.\n\n"
+        f"{len(manifest.shards):,} WebDataset shards. {made} Written by melstream "
+        f"{manifest.melstream_version}.\n\n"
         f"Fingerprint `{manifest.fingerprint}`, ids `{manifest.ids_hash}`, features "
         f"`{manifest.feature_hash}`. Who has the same ids has the same clips."
     )
 
 
-def _use(manifest: Manifest) -> str:
+def _use(manifest: Manifest, fields: Sequence[str]) -> str:
     code = manifest.code
     decode = "" if code is None else f" * {code.scale} + {code.offset}  # uint8 code to log-mel"
+    shown = ", ".join(f"dataset[0][{json.dumps(field)}]" for field in ("__key__", *fields))
     return "\n".join(
         (
             "```python",
             "import datasets, webdataset",
             "",
             'dataset = datasets.load_dataset("webdataset", data_files="*.tar", split="train")',
-            f'dataset[0]["__key__"], dataset[0]["json"], dataset[0]["logmel.npy"]{decode}',
+            f"{shown}{decode}",
             "",
             f'webdataset.WebDataset("{manifest.shards[0].name}", shardshuffle=False).decode()',
             "```",

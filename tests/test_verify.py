@@ -1,0 +1,84 @@
+"""Whatever byte of a data set is altered, `verify --full` finds it and says where."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError, ShardError
+from melstream.shards.verify import find_problems
+
+N_PER_FILE = 1
+
+
+def problems(folder: Path) -> list[ShardError | DatasetError]:
+    try:
+        found = list(find_problems(open_dataset(folder), full=True))
+    except DatasetError as error:
+        return [error]
+    return [problem for problem in found if problem is not None]
+
+
+def places(path: Path, rng: np.random.Generator) -> list[int]:
+    """The first and last byte of a file, and some others."""
+    size = path.stat().st_size
+    return sorted({0, size - 1, *rng.integers(size, size=N_PER_FILE).tolist()})
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    payload = bytearray(path.read_bytes())
+    payload[place] ^= 1 << bit
+    path.write_bytes(bytes(payload))
+
+
+def test_any_altered_byte_of_manifest_or_index_is_found(small_dataset: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    index = small_dataset.folder / "index.zarr"
+    files = [path for path in sorted(index.rglob("*")) if path.is_file()]
+    assert len(files) > 40
+    for path in [small_dataset.folder / "dataset.json", *files]:
+        for place in places(path, rng):
+            bit = int(rng.integers(8))
+            flip(path, place, bit)
+            found = problems(small_dataset.folder)
+            assert found, f"{path.name}, byte {place}, bit {bit}"
+            name = "dataset.json" if path.name == "dataset.json" else "index"
+            assert name in str(found[0])
+            flip(path, place, bit)
+    assert not problems(small_dataset.folder)
+
+
+def test_any_altered_byte_of_a_shard_is_found_with_shard_and_key(small_dataset: Dataset) -> None:
+    rng = np.random.default_rng(1)
+    index, keys = small_dataset.index, [small_dataset.key(row) for row in range(60)]
+    starts = {
+        number: sorted(
+            (int(index.logmel_offset[row]) - 512, keys[row]) for row in range(60)
+            if index.shard[row] == number
+        )
+        for number in range(5)
+    }
+    for number, shard in enumerate(small_dataset.manifest.shards):
+        path = small_dataset.folder / shard.name
+        whole = path.read_bytes()
+        for place in [*places(path, rng), *rng.integers(shard.size_bytes, size=6).tolist()]:
+            flip(path, place, int(rng.integers(8)))
+            (problem,) = problems(small_dataset.folder)
+            assert isinstance(problem, ShardError)
+            assert problem.shard == shard.name
+            assert shard.name in str(problem)
+            owner = [key for start, key in starts[number] if start <= place][-1]
+            is_after_all = problem.key is None and owner == starts[number][-1][1]
+            assert problem.key == owner or is_after_all
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 512, 10_000])
+def test_a_shard_that_lost_its_end_is_found(
+    small_dataset: Dataset, n_bytes: int
+) -> None:
+    path = small_dataset.folder / small_dataset.manifest.shards[2].name
+    path.write_bytes(path.read_bytes()[:-n_bytes])
+    (problem,) = problems(small_dataset.folder)
+    assert f"must have {small_dataset.manifest.shards[2].size_bytes} bytes" in str(problem)
