@@ -95,7 +95,9 @@ def _rows(radices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return rows
 
 
-# The kernels below share this file because Numba's cache does not see a change in another one.
+# These kernels share a file, and no other file's kernels call them or use LANES: Numba's cache
+# would not see a change here. Arrays that are not known to be contiguous, such as a
+# view of columns, cost these loops their vector instructions.
 # A complex row is two rows of frames, even samples (real) and odd ones (imaginary).
 
 

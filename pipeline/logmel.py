@@ -19,8 +19,8 @@ BLOCK_FRAMES = 224
 """Frames per block: about 0.8 MB of work arrays, whatever the length of the waveform.
 
 A multiple of ``LANES``. Powers of two are slower: then rows of powers fall on the same lines of
-the cache. measured: 2026-11-22, AMD EPYC (512 kB L2), 10 s at 16 kHz: 0.96 ms with 64 frames,
-0.88 with 96, 0.87 with 224, 0.92 with 256, 0.86 with 288, 1.28 with 512.
+the cache. measured: 2026-11-22, AMD EPYC (512 kB L2), 10 s at 16 kHz: 0.80 ms with 64 frames,
+0.70 with 128, 0.68 with 192, 224 and 288, 0.71 with 256, 0.81 with 512.
 """
 
 LN_2 = np.float32(0.693359375), np.float32(-2.12194440e-4)

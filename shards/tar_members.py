@@ -17,7 +17,6 @@ import numpy.typing as npt
 from .errors import ShardError
 
 _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)", re.DOTALL)
-_BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +68,15 @@ def scan_members(data: npt.NDArray[np.uint8], shard: str) -> Iterator[Member]:
     last = "the start"
     while True:
         start = tar.offset
+        header = data[start : start + tarfile.BLOCKSIZE]
+        if len(header) < tarfile.BLOCKSIZE:
+            _fail_cut(shard, last)
+        if not header.any():  # the end mark
+            _require_zeros(data[start:], shard, last)
+            return
         file.seek(start)
         try:
             found = tarfile.TarInfo.fromtarfile(tar)
-        except tarfile.EOFHeaderError:
-            _require_zeros(data[start:], shard, last)
-            return
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
-            _fail_cut(shard, last)
         except (tarfile.HeaderError, ValueError, RecursionError) as error:
             raise ShardError(
                 f"{shard}: the header after {last} is damaged ({error}); copy the tar again, or "
@@ -127,7 +127,7 @@ def _require_zeros(rest: npt.NDArray[np.uint8], shard: str, last: str) -> None:
 
 def _fail_cut(shard: str, last: str) -> NoReturn:
     raise ShardError(
-        f"{shard} is cut: it ends after the header of {last}, without an end mark; copy the tar "
+        f"{shard} is cut: it ends in or after {last}, without an end mark; copy the tar "
         "again, or make it again and close its writer",
         shard=shard,
     )

@@ -166,7 +166,7 @@ class _Adopter:
                 name=name,
                 size_bytes=len(data),
                 n_samples=len(rows),
-                sha256=hashlib.sha256(data).hexdigest(),
+                sha256=hashlib.sha256(data.data).hexdigest(),
             )
         )
 
@@ -216,7 +216,7 @@ class _Adopter:
 
         def span(field: str) -> Span:
             found = members[field]
-            return Span(found.offset, found.size, xxhash.xxh3_64_intdigest(payload(field)))
+            return Span(found.offset, found.size, xxhash.xxh3_64_intdigest(payload(field).data))
 
         logmel_field = self._logmel_field = choose_logmel_field(place, members, self._logmel_field)
         logmel = read_logmel(place, logmel_field, payload(logmel_field), self._settings.features)

@@ -17,6 +17,7 @@ from typer import Argument, Option
 
 from ..shards.errors import DatasetError, MelstreamError
 from .cli_build import build_app
+from .cli_data import data_app
 from .cli_options import (
     Data,
     Device,
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(build_app, name="build")
+app.add_typer(data_app)
 
 
 def main() -> None:

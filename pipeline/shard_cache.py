@@ -1,0 +1,424 @@
+"""A folder of pieces of shards, shared by the processes of a machine.
+
+    <folder>/.usage                                          bytes in use, and a lock
+    <folder>/<set>-<hash>/<shard>-<hash>-<first>-<n>.piece   bytes of a shard, whole
+    ....piece.partial                                        being downloaded
+
+The kernel's file locks (``flock``) say who does what; it drops them when a process ends,
+however it ends. Whoever maps a piece holds a shared lock on its file: a lease. A piece
+nobody leases may be removed, least recently used first. Whoever downloads holds the lock of
+the partial file; the others wait, and when it dies the next one takes over.
+
+Files are not fsynced. They are written front to back, so one that a power cut leaves behind
+is short, which is noticed. Names hold address, fingerprint and hash, so a data set that
+changed never meets old bytes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..shards.dataset import Dataset
+from ..shards.storage import StorageError
+
+PIECE_SUFFIX = ".piece"
+PARTIAL_SUFFIX = ".partial"
+USAGE_NAME = ".usage"
+SPARE_SHARE = 16  # an eviction frees 1/16 of the cache at least, so that surveys are rare
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between looks at a file another one writes
+_NAME = re.compile(rf".+-\d+-(\d+){re.escape(PIECE_SUFFIX)}({re.escape(PARTIAL_SUFFIX)})?")
+
+Bytes = npt.NDArray[np.uint8]
+_log = logging.getLogger(__name__)
+
+
+class CacheConfig(BaseModel):
+    """How shards of an object store are read; local ones are mapped where they lie."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = Field(
+        default=None, description="where pieces of shards are kept; none = in memory only"
+    )
+    max_bytes: int = Field(
+        default=64 * 2**30, ge=0, description="most bytes in the folder, of all data sets"
+    )
+    min_free_bytes: int = Field(
+        default=4 * 2**30, ge=0, description="bytes left free on the disk of the folder"
+    )
+    memory_bytes: int = Field(
+        default=3 * 2**30,
+        ge=1,
+        description="most bytes in memory, or mapped from the folder, at once; about twice the "
+        "order's `shuffle_bytes` and `read_ahead_bytes`, or pieces are fetched again and again",
+    )
+    read_ahead_bytes: int = Field(
+        default=2**30, ge=0, description="bytes of the samples to come whose pieces are fetched"
+    )
+    piece_bytes: int | None = Field(
+        default=None, ge=1, description="about how many bytes are fetched at once; none = by size"
+    )
+    n_parallel: int = Field(default=8, ge=1, le=256, description="requests at once")
+
+
+def piece_name(dataset: Dataset, shard: int, first_byte: int, n_bytes: int) -> str:
+    """Return the name, in a cache folder, of a range of bytes of a shard."""
+    entry = dataset.manifest.shards[shard]
+    place = hashlib.sha256(f"{dataset.url} {dataset.manifest.fingerprint}".encode()).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", dataset.storage.name)[:100]
+    stem = entry.name.removesuffix(".tar")
+    return f"{name}-{place[:16]}/{stem}-{entry.sha256[:12]}-{first_byte}-{n_bytes}{PIECE_SUFFIX}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that are free for us on the disk of a folder."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+class ShardCache:
+    """Pieces of shards in a folder, under a size limit and above a floor of free space.
+
+    It holds no open file and no thread, so it can be used on both sides of a fork.
+
+    Args:
+        folder: created where it is missing.
+        max_bytes: most bytes in it; what is being downloaded counts.
+        min_free_bytes: bytes to leave free on its disk; what others write counts too.
+        free_bytes: tells the free bytes of a folder's disk.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        min_free_bytes: int,
+        free_bytes: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self.folder = folder
+        self._max_bytes, self._min_free_bytes = max_bytes, min_free_bytes
+        self._free_bytes = free_bytes
+        self._warned = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._usage(LONGEST_PAUSE_S) as usage:
+                if usage is not None:
+                    _write_number(usage, sum(file.n_bytes for file in _survey(folder)))
+        except OSError as error:
+            raise StorageError(
+                f"the cache folder {folder} must be a folder that can be written, found: "
+                f"{error.strerror}; choose another, or none to keep shards in memory"
+            ) from error
+
+    def get(
+        self, name: str, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
+    ) -> tuple[Bytes, bool]:
+        """Map a piece, and download it first where it is missing.
+
+        Args:
+            name: of the piece; see ``piece_name``.
+            n_bytes: its size, at least 1.
+            fetch: downloads it; called once at most.
+            wait_s: longest time to wait for another process that downloads it, in seconds;
+                one that is stopped is not waited for longer.
+
+        Returns:
+            the bytes, uint8, shape (n_bytes,), read-only, leased for as long as the array
+            lives, and whether it is in the folder. Where there is no room it is in memory.
+
+        Raises:
+            OSError: the folder cannot be written any more.
+        """
+        path = self.folder / name
+        for pause_s in _pauses(wait_s):
+            held = _open_piece(path, n_bytes)
+            if held is not None:
+                return held, True
+            with _claimed(path) as partial:
+                if partial is not None:
+                    return self._fill(partial, path, n_bytes, fetch, wait_s=wait_s)
+            time.sleep(pause_s)
+        return np.frombuffer(fetch(), np.uint8), False
+
+    def _fill(
+        self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
+    ) -> tuple[Bytes, bool]:
+        """Download into a partial file that is ours, and give it its name."""
+        temporary = _partial_path(path)
+        try:
+            held = _open_piece(path, n_bytes)  # complete since we last looked
+            if held is not None:
+                return held, True
+            has_room = self._reserve(partial, n_bytes, wait_s=wait_s)
+            payload = fetch()
+            if has_room and _write(partial, payload):
+                temporary.rename(path)
+                with contextlib.suppress(BlockingIOError):  # it is being removed already
+                    fcntl.flock(partial, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return _mapped(partial, n_bytes), True
+        finally:
+            temporary.unlink(missing_ok=True)  # ours until it is renamed: we have its lock
+        self._warn_of_no_room(n_bytes)
+        return np.frombuffer(payload, np.uint8), False
+
+    def _warn_of_no_room(self, n_bytes: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "the cache folder %s has no room for %d bytes more (`max_bytes` %d, "
+                "`min_free_bytes` %d, %d free); what does not fit is kept in memory: free the "
+                "disk, or raise `max_bytes`",
+                *(self.folder, n_bytes, self._max_bytes, self._min_free_bytes),
+                self._free_bytes(self.folder),
+            )
+
+    def _reserve(self, partial: int, n_bytes: int, *, wait_s: float) -> bool:
+        """Count the bytes of a download before it starts; make room where there is none."""
+        if os.fstat(partial).st_size:
+            return True  # by a process that was killed: a partial file with bytes in it counts
+        with self._usage(wait_s) as usage:
+            if usage is None or n_bytes > self._max_bytes:
+                return False
+            used = _read_number(usage)
+            if used is None or not self._fits(used, n_bytes):
+                used = self._make_room(n_bytes)
+            fits = self._fits(used, n_bytes)
+            if fits:
+                _write(partial, b"\0")
+            _write_number(usage, used + n_bytes * fits)
+            return fits
+
+    def _fits(self, used: int, n_bytes: int) -> bool:
+        has_space = self._free_bytes(self.folder) - n_bytes >= self._min_free_bytes
+        return has_space and used + n_bytes <= self._max_bytes
+
+    def _make_room(self, n_bytes: int) -> int:
+        """Remove what nobody leases, least recently used first; return the bytes in use."""
+        files = _survey(self.folder)
+        used = sum(file.n_bytes for file in files)
+        if self._fits(used, n_bytes):
+            return used
+        n_bytes += used // SPARE_SHARE
+        for file in sorted(files, key=lambda file: file.used_at):
+            if self._fits(used, n_bytes):
+                break
+            if _remove(file.path):
+                used -= file.n_bytes
+        return used
+
+    @contextlib.contextmanager
+    def _usage(self, wait_s: float) -> Iterator[int | None]:
+        """Open and lock the file that counts the bytes; None if another keeps it too long."""
+        descriptor = os.open(self.folder / USAGE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            for pause_s in _pauses(wait_s):
+                if _try_lock(descriptor):
+                    yield descriptor
+                    return
+                time.sleep(pause_s)
+            yield None
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A piece in a cache folder.
+
+    Args:
+        path: of its file.
+        n_bytes: of the piece; a partial file has fewer yet.
+        used_at: when it was last opened, in ns.
+    """
+
+    path: Path
+    n_bytes: int
+    used_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSet:
+    """What a cache folder holds of one data set.
+
+    Args:
+        name: of its folder: the data set's name, and a hash of address and fingerprint.
+        n_files: pieces.
+        n_bytes: of them all.
+    """
+
+    name: str
+    n_files: int
+    n_bytes: int
+
+
+def cache_info(folder: Path) -> list[CachedSet]:
+    """Return what a cache folder holds, per data set, sorted by name; downloads count."""
+    files: dict[str, list[int]] = {}
+    for file in _survey(folder):
+        files.setdefault(file.path.parent.name, []).append(file.n_bytes)
+    return [CachedSet(name, len(sizes), sum(sizes)) for name, sizes in sorted(files.items())]
+
+
+def clear_cache(folder: Path, name: str | None = None) -> tuple[int, int]:
+    """Remove all pieces that no process uses.
+
+    Args:
+        folder: the cache.
+        name: of one data set in it, as ``cache_info`` gives it; None = all.
+
+    Returns:
+        bytes removed, and bytes left because they are in use.
+    """
+    removed = left = 0
+    files = [file for file in _survey(folder) if name in (None, file.path.parent.name)]
+    for file in files:
+        if _remove(file.path):
+            removed += file.n_bytes
+        else:
+            left += file.n_bytes
+    for parent in {file.path.parent for file in files}:
+        with contextlib.suppress(OSError):  # not empty
+            parent.rmdir()
+    return removed, left
+
+
+def _survey(folder: Path) -> list[CachedFile]:
+    """List pieces and downloads under way; remove what killed downloads left."""
+    found: list[CachedFile] = []
+    for path in folder.glob(f"*/*{PIECE_SUFFIX}*"):
+        match = _NAME.fullmatch(path.name)
+        if match is None or (match[2] and _remove(path)):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_size or not match[2]:  # an empty partial file has nothing reserved
+                found.append(CachedFile(path, int(match[1]), status.st_mtime_ns))
+    return found
+
+
+def _open_piece(path: Path, n_bytes: int) -> Bytes | None:
+    """Map a piece and lease it; None where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        status = os.fstat(descriptor)
+        if status.st_nlink and status.st_size == n_bytes:
+            with contextlib.suppress(PermissionError):  # the file of another user
+                os.utime(descriptor)  # by this time the least recently used is known
+            return _mapped(descriptor, n_bytes)
+    except BlockingIOError:
+        return None  # it is being removed
+    finally:
+        os.close(descriptor)
+    if status.st_nlink:
+        _remove(path)  # cut by a power failure
+    return None
+
+
+def _mapped(descriptor: int, n_bytes: int) -> Bytes:
+    # The map has a duplicate of the descriptor, and with it the lock, until it is dropped.
+    return np.frombuffer(mmap.mmap(descriptor, n_bytes, access=mmap.ACCESS_READ), np.uint8)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[int | None]:
+    """Open and lock the partial file of a piece; None if another process has it."""
+    partial = _partial_path(path)
+    path.parent.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # the folder was cleared just now
+        yield None
+        return
+    try:
+        yield descriptor if _try_lock(descriptor) and _is_at(descriptor, partial) else None
+    finally:
+        os.close(descriptor)
+
+
+def _partial_path(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file unless somebody has a lock on it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        return False
+    try:
+        if not _try_lock(descriptor) or not _is_at(descriptor, path):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file still has its name: a lock says nothing about the name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _write(descriptor: int, payload: bytes) -> bool:
+    """Write a whole file, front to back; False if the disk is full."""
+    try:
+        rest, written = memoryview(payload), 0
+        while written < len(rest):
+            written += os.pwrite(descriptor, rest[written:], written)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+def _read_number(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0)
+    return int(text) if text.strip().isdigit() else None
+
+
+def _write_number(descriptor: int, number: int) -> None:
+    os.pwrite(descriptor, b"%-31d\n" % number, 0)
+
+
+def _pauses(wait_s: float) -> Iterator[float]:
+    """Yield growing pauses until their sum is ``wait_s``; at least one."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        wait_s -= pause_s
+        if wait_s <= 0:
+            return
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
