@@ -1,7 +1,7 @@
 """Audio file to samples: all of them, a segment, or window after window.
 
-soundfile (libsndfile) reads WAV, FLAC, AIFF, Ogg Vorbis, Opus and others; PyAV, whose
-wheels carry FFmpeg, reads what it cannot: m4a, mp4, webm, aac, and MP3. A file's name is
+soundfile (libsndfile) reads WAV, FLAC, AIFF, Opus and others; PyAV, whose wheels carry FFmpeg,
+reads what it cannot: m4a, mp4, webm, aac, and MP3; Ogg Vorbis takes both. A file's name is
 never trusted (but for raw G.722, which has no other mark), and neither is the length in its
 header: what counts is what comes out.
 """
@@ -22,6 +22,7 @@ from .audio_reader import AudioReader, CannotOpenError, Samples, truncated, unde
 from .headers import is_mpeg_audio, missing_bytes
 from .pyav_reader import RAW_FORMATS, PyavReader
 from .soundfile_reader import SoundfileReader
+from .vorbis_reader import VorbisReader
 
 BLOCK_VALUES = 2**22  # 16 MiB of float32: memory follows what is decoded, not what is declared
 
@@ -195,10 +196,15 @@ def _openers(path: Path, file: FileIO) -> list[Callable[[], AudioReader]]:
     # libsndfile's MP3 library writes warnings to stderr and cannot be silenced.
     openers: list[Callable[[], AudioReader]] = [lambda: PyavReader(path)]
     if not is_mpeg_audio(file):
-        openers.insert(0, lambda: SoundfileReader(path, file))
+        openers.insert(0, lambda: _open_soundfile(path, file))
     if raw_format := RAW_FORMATS.get(path.suffix.lower()):
         openers.append(lambda: PyavReader(path, raw_format))
     return openers
+
+
+def _open_soundfile(path: Path, file: FileIO) -> AudioReader:
+    sound = SoundfileReader(path, file)
+    return VorbisReader(sound) if VorbisReader.can_read(sound) else sound
 
 
 def _read(reader: AudioReader, n_wanted: int | None) -> Samples:

@@ -1,8 +1,8 @@
 """Which sample stands at which place of which batch: a pure function.
 
-The order of an epoch depends on the data set, the seed, the epoch, ``n_streams`` and the
-shuffle budget, and on nothing else. No worker owns state, so a run resumes at any step in
-constant time, also with another number of ranks.
+The order of an epoch depends on the data set, the seed, the epoch, ``n_streams``, the
+shuffle budget and the weights, and on nothing else. No worker owns state, so a run resumes
+at any step in constant time, also with another number of ranks.
 
     shards, permuted, end to end      cut into n_streams ranges of equal counts
     position p of the epoch        -> stream p mod n_streams
@@ -11,21 +11,57 @@ constant time, also with another number of ranks.
 
 Inside a stream, samples are shuffled over windows bounded in bytes, so a rank reads a few
 shards at a time. A data set that fits into the budget is shuffled as a whole.
+
+With weights, a sample stands as often in an epoch as its count of this epoch says (see
+``weights``). The counts of an epoch add up to about the number of samples; its steps are
+those of the unweighted epoch, so that a step's epoch and offset stay one division. What is
+over at the end is left out; what lacks is filled from the epoch's start.
 """
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.index import Index
-from .draws import derive_key, permutation
+from .epoch import Epoch, Selection
+from .weights import WeightConfig, expected_counts, sample_weights, to_fixed
 
 Rows = npt.NDArray[np.int64]
 
-_SHARDS, _WHOLE, _WINDOW = range(3)  # purposes of draws
+
+class Order(Protocol):
+    """What a loader asks of an order.
+
+    ``step`` counts from the start of training, ``rank`` is 0..world_size-1. Arrays are int64
+    of shape (global_batch_size / world_size,), one entry for each sample of a rank's batch.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch, the same on every rank."""
+        ...
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch of a step."""
+        ...
+
+    def positions(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return the positions in the epoch; (epoch, position) names a sample served."""
+        ...
+
+    def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return the rows of the index, -1 where the batch is filled up."""
+        ...
+
+    def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return the number of the data set each row belongs to; 0 where there is one."""
+        ...
 
 
 class OrderConfig(BaseModel):
@@ -37,11 +73,17 @@ class OrderConfig(BaseModel):
     global_batch_size: int = Field(ge=1, description="samples per step over all ranks")
     n_streams: int = Field(default=64, ge=1, description="ranges read side by side")
     shuffle_bytes: int = Field(
-        default=2**30, ge=1, description="bytes the shuffle may hold over all streams"
+        default=2**30,
+        ge=1,
+        description="bytes the shuffle may hold over all streams; with weights, a stream holds "
+        "one shard at least",
     )
     tail: Literal["drop", "wrap"] = Field(
         default="drop",
         description="the last, short batch of an epoch: left out, or filled from the epoch's start",
+    )
+    weights: WeightConfig | None = Field(
+        default=None, description="class-balanced sampling; none = each sample once per epoch"
     )
 
 
@@ -55,18 +97,16 @@ class TrainingOrder:
         rows: the rows that take part (default: all), ascending.
 
     Raises:
-        ValueError: there are fewer samples than one batch needs.
+        ValueError: there are fewer samples than one batch needs, or none has a label where
+            weights are wanted.
     """
 
     def __init__(
         self, index: Index, fingerprint: str, config: OrderConfig, rows: Rows | None = None
     ) -> None:
         self.config = config
-        self._fingerprint = fingerprint
-        self._rows = np.arange(len(index)) if rows is None else rows
-        self._shard = index.shard[self._rows]
-        self._bytes = (index.logmel_size + index.json_size)[self._rows]
-        self.n_samples = len(self._rows)
+        self.fingerprint = fingerprint
+        self.n_samples = len(index) if rows is None else len(rows)
         if self.n_samples < config.global_batch_size and (
             config.tail == "drop" or not self.n_samples
         ):
@@ -74,6 +114,7 @@ class TrainingOrder:
                 f"`global_batch_size` must be at most the number of samples ({self.n_samples}), "
                 f'found {config.global_batch_size}; lower it, or set tail = "wrap"'
             )
+        self._selection = Selection.of(index, rows, _fixed_counts(index, config.weights, rows))
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     @property
@@ -95,9 +136,8 @@ class TrainingOrder:
         Raises:
             ValueError: ``world_size`` does not divide ``n_streams`` and the batch size.
         """
-        _check_world_size(world_size, self.config)
-        first = (step % self.steps_per_epoch) * self.config.global_batch_size
-        return np.arange(first + rank, first + self.config.global_batch_size, world_size)
+        check_world(rank, world_size, self.config)
+        return _places(step % self.steps_per_epoch, self.config, rank, world_size)
 
     def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
         """Return the rows of the index in this rank's share of a batch.
@@ -110,72 +150,70 @@ class TrainingOrder:
         Returns:
             int64, shape (global_batch_size / world_size,).
         """
-        served = self._epoch(self.epoch_of(step))
         positions = self.positions(step, rank=rank, world_size=world_size)
-        return served[positions % self.n_samples]
+        return self._epoch(self.epoch_of(step)).rows(positions)
+
+    def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return the data set of each row: 0, there is one."""
+        return np.zeros_like(self.positions(step, rank=rank, world_size=world_size))
+
+    def rows_at(self, places: Rows) -> Rows:
+        """Return the row at each place, counted in samples from the start of training.
+
+        A mixture walks through its data sets by this; a place belongs to the epoch
+        ``place // (steps_per_epoch * global_batch_size)``.
+        """
+        epochs, offsets = np.divmod(places, self.steps_per_epoch * self.config.global_batch_size)
+        rows = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = self._epoch(epoch).rows(offsets[here])
+        return rows
 
     def state(self, step: int) -> dict[str, Any]:
         """Describe a place in the order; goes into checkpoints."""
+        return {"position": step * self.config.global_batch_size, **self.identity()}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what has to be the same for a run to go on, as plain data."""
+        rows, fixed = self._selection.rows, self._selection.fixed
+        is_whole = len(rows) == len(self._selection.index)
         return {
-            "position": step * self.config.global_batch_size,
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "n_samples": self.n_samples,
+            "rows": None if is_whole else _digest(rows),
+            "expected_counts": None if fixed is None else _digest(fixed),
             **self.config.model_dump(),
         }
 
-    def resume(self, state: dict[str, Any]) -> int:
+    def resume(self, state: Mapping[str, Any]) -> int:
         """Return the step at which a saved state goes on.
 
         Raises:
             ValueError: the data set or a setting changed; both values are shown.
         """
-        now = self.state(0)
-        changed = [
-            f"{name}: saved {state.get(name)!r}, now {now[name]!r}"
-            for name in now
-            if name != "position" and state.get(name) != now[name]
-        ]
-        if changed:
-            raise ValueError(
-                "the order cannot be resumed, it is not the same any more ("
-                + "; ".join(changed)
-                + "); use the data and settings of the run, or start a new run"
-            )
+        require_same(differences(state, self.identity()))
         return int(state["position"]) // self.config.global_batch_size
 
-    def _draw_epoch(self, epoch: int) -> Rows:
-        """Return the row at each position of an epoch, shape (n_samples,)."""
-        seed, n_streams = self.config.seed, self.config.n_streams
-        laid = self._lay_out(derive_key(seed, epoch, _SHARDS))
-        if self._bytes.sum() <= self.config.shuffle_bytes:
-            laid = laid[permutation(derive_key(seed, epoch, _WHOLE), len(laid))]
-            return self._rows[laid]
-        served = np.empty(self.n_samples, np.int64)
-        for stream, places in enumerate(np.array_split(laid, n_streams)):
-            key = derive_key(seed, epoch, _WINDOW, stream)
-            served[stream::n_streams] = self._shuffle_windows(places, key)
-        return self._rows[served]
-
-    def _lay_out(self, key: np.uint64) -> Rows:
-        """Return every place, grouped by shard, the shards in random order."""
-        shards, first = np.unique(self._shard, return_index=True)
-        order = permutation(key, len(shards))
-        places = np.split(np.arange(self.n_samples), first[1:])
-        return np.concatenate([places[s] for s in order])
-
-    def _shuffle_windows(self, places: Rows, key: np.uint64) -> Rows:
-        """Shuffle one stream inside windows of consecutive samples bounded in bytes."""
-        window_bytes = max(1, self.config.shuffle_bytes // self.config.n_streams)
-        window = np.cumsum(self._bytes[places]) // window_bytes
-        return places[np.lexsort((permutation(key, len(places)), window))]
+    def _draw_epoch(self, epoch: int) -> Epoch:
+        config = self.config
+        return Epoch(
+            self._selection,
+            seed=config.seed,
+            epoch=epoch,
+            n_streams=config.n_streams,
+            shuffle_bytes=config.shuffle_bytes,
+        )
 
 
 class EvaluationOrder:
     """Each sample exactly once, in stored order; the last batch is filled with row -1.
 
+    Rank r of w serves the r-th of w ranges of rows, so it reads its own shards only.
+
     Args:
         n_samples: rows of the index.
-        global_batch_size: samples per step over all ranks.
+        global_batch_size: samples per step over all ranks; the world size divides it.
     """
 
     def __init__(self, n_samples: int, global_batch_size: int) -> None:
@@ -192,19 +230,83 @@ class EvaluationOrder:
         return 0
 
     def positions(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
-        """Return this rank's positions of a batch; those past the end are padding."""
-        first = step * self._global_batch_size
-        return np.arange(first + rank, first + self._global_batch_size, world_size)
+        """Return this rank's positions of a batch; those past the end are padding.
+
+        Raises:
+            ValueError: ``world_size`` does not divide the batch size.
+        """
+        _check_divides(rank, world_size, {"global_batch_size": self._global_batch_size})
+        batch_size = self._global_batch_size // world_size
+        first = (rank * self.steps_per_epoch + step) * batch_size
+        return np.arange(first, first + batch_size)
 
     def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
         """Return this rank's rows of a batch, -1 where the batch is filled up."""
         positions = self.positions(step, rank=rank, world_size=world_size)
         return np.where(positions < self.n_samples, positions, -1)
 
+    def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
+        """Return the data set of each row: 0, there is one."""
+        return np.zeros_like(self.positions(step, rank=rank, world_size=world_size))
 
-def _check_world_size(world_size: int, config: OrderConfig) -> None:
-    if config.n_streams % world_size or config.global_batch_size % world_size:
+
+def check_world(rank: int, world_size: int, config: OrderConfig) -> None:
+    """Refuse a world size that does not give every rank whole streams and equal batches.
+
+    Raises:
+        ValueError: it does not divide ``n_streams`` and the batch size, or no such rank.
+    """
+    divided = {"n_streams": config.n_streams, "global_batch_size": config.global_batch_size}
+    _check_divides(rank, world_size, divided)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name what a saved state says otherwise, with both values."""
+    return [
+        f"{name}: saved {saved.get(name)!r}, now {value!r}"
+        for name, value in now.items()
+        if saved.get(name) != value
+    ]
+
+
+def require_same(changed: list[str]) -> None:
+    """Refuse to resume where something changed.
+
+    Raises:
+        ValueError: it did.
+    """
+    if changed:
         raise ValueError(
-            f"`world_size` must divide `n_streams` ({config.n_streams}) and `global_batch_size` "
-            f"({config.global_batch_size}), found {world_size}"
+            "the order cannot be resumed, it is not the same any more ("
+            + "; ".join(changed)
+            + "); use the data and settings of the run, or start a new run"
         )
+
+
+def _places(step: int, config: OrderConfig, rank: int, world_size: int) -> Rows:
+    first = step * config.global_batch_size
+    return np.arange(first + rank, first + config.global_batch_size, world_size)
+
+
+def _check_divides(rank: int, world_size: int, divided: dict[str, int]) -> None:
+    if world_size < 1 or any(n % world_size for n in divided.values()):
+        names = " and ".join(f"`{name}` ({n})" for name, n in divided.items())
+        largest = math.gcd(*divided.values())
+        raise ValueError(
+            f"`world_size` must divide {names}, found {world_size}; take a divisor of {largest}"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be in 0..world_size-1 (0..{world_size - 1}), found {rank}")
+
+
+def _fixed_counts(
+    index: Index, config: WeightConfig | None, rows: Rows | None
+) -> npt.NDArray[np.uint64] | None:
+    if config is None:
+        return None
+    weights = sample_weights(index, config, rows)
+    return to_fixed(expected_counts(weights, config.max_repeats))
+
+
+def _digest(values: npt.NDArray[Any]) -> str:
+    return xxhash.xxh3_64(np.ascontiguousarray(values)).hexdigest()

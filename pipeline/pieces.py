@@ -106,9 +106,10 @@ def _check(dataset: Dataset, shard: Sizes, first: Sizes, last: Sizes, begin: Siz
         row = int(wrong.argmax())
         name, key = dataset.shard_of(row).name, dataset.key(row)
         raise ShardError(
-            f"{dataset.url}: the index places the array of {key} at bytes {begin[row]}..{last[row]} "
-            f"of {name}, which must lie inside its payload at {first[row]}..{last[row]}, inside "
-            f"{sizes[shard[row]]} bytes and after the sample before; build the data set again",
+            f"{dataset.url}: the index places the array of {key} at bytes {begin[row]}.."
+            f"{last[row]} of {name}, which must lie inside its payload at {first[row]}.."
+            f"{last[row]}, inside {sizes[shard[row]]} bytes and after the sample before; build the "
+            "data set again",
             shard=name,
             key=key,
         )

@@ -1,7 +1,7 @@
 """Read with PyAV, whose wheels carry FFmpeg: m4a, mp4, webm, AAC, MP3 and what else it knows.
 
-FFmpeg gives packets of a few hundred samples. They are copied straight into the caller's
-array: PyAV's own ``to_ndarray`` takes longer than the decoding of some of them.
+FFmpeg gives frames of a few hundred samples. Its own queue joins them before numpy sees any:
+a copy for each frame takes as long as decoding it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.fifo import AudioFifo
 from av.error import FFmpegError
 
 from ..shards.errors import SampleError
@@ -30,6 +31,13 @@ CONTAINERS = (
 
 RAW_FORMATS = {".g722": "g722"}
 """Formats without any header, by the file's suffix: FFmpeg takes any bytes for them."""
+
+BLOCK_SAMPLES = 8_192
+"""Samples copied at a time.
+
+measured: 2026-11-22, AMD EPYC, 10 s of Vorbis in stereo, 10.2 ms to decode: 13.6 ms in all with
+8,192 samples, 16.4 with 2,048, 14.0 with 441,000, and 24 with a copy for each frame.
+"""
 
 DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
 
@@ -104,18 +112,21 @@ class PyavReader(AudioReader):
         self.position = 0
         self.declared_samples = int(self._declared_s() * self.sample_rate)
         self._first_time, self._frame_samples = _time(first), first.samples
-        self._frame, self._offset = first, 0
+        self._queue = AudioFifo()
+        self._put(first)
 
     def fill(self, out: Samples) -> int:
         """Read on, into ``out``; see ``AudioReader``."""
         n_read = 0
-        while n_read < len(out) and self._frame is not None:
-            n_copied = min(len(out) - n_read, self._frame.samples - self._offset)
-            _copy(self._frame, self._sample_format, self._offset, out[n_read : n_read + n_copied])
-            n_read += n_copied
-            self._offset += n_copied
-            if self._offset == self._frame.samples:
+        while n_read < len(out):
+            n_wanted = min(BLOCK_SAMPLES, len(out) - n_read)
+            while self._queue.samples < n_wanted and self._frame is not None:
                 self._next_frame()
+            block = self._queue.read(n_wanted, partial=True)
+            if block is None:
+                break
+            _copy(block, self._sample_format, out[n_read : n_read + block.samples])
+            n_read += block.samples
         _scale(out[:n_read], self._sample_format)
         self.position += n_read
         return n_read
@@ -130,16 +141,19 @@ class PyavReader(AudioReader):
         if start > 0 and has_index and not self._jump(start):
             self.close()
             self._open()
-        while self._frame is not None and self.position + self._frame.samples <= sample:
-            self.position += self._frame.samples
+        while self._frame is not None and self.position + self._queue.samples <= sample:
+            self._drop(self._queue.samples)
             self._next_frame()
-        if self._frame is not None:
-            self._offset = sample - self.position
-            self.position = sample
+        self._drop(min(sample - self.position, self._queue.samples))
 
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
+
+    @property
+    def n_padding(self) -> int:
+        """Samples before time 0, that an encoder added: Ogg Vorbis keeps them."""
+        return max(0, round(-(self._first_time or 0) * self.sample_rate))
 
     def _decode(self) -> Iterator[av.AudioFrame]:
         try:
@@ -154,17 +168,29 @@ class PyavReader(AudioReader):
             self._errors.append(str(error.strerror))
 
     def _next_frame(self) -> None:
-        self._frame, self._offset = next(self._frames, None), 0
+        """Put the next frame into the queue; ``_frame`` is it, or None at the end."""
+        self._frame = next(self._frames, None)
         lost_s = len(self._errors) * self._frame_samples / self.sample_rate
         if lost_s > self.tolerance_s:
             why = f"{lost_s:.3f} s found that do not decode ({self._errors[-1]})"
             raise truncated(self.path, why)
         if self._frame is None:
             return
-        self._frame_samples = max(self._frame_samples, self._frame.samples)
         if _kind(self._frame) != self._kind:
             why = "sample rate or number of channels change on the way"
             raise undecodable(self.path, f"PyAV: {why}")
+        self._frame_samples = max(self._frame_samples, self._frame.samples)
+        self._put(self._frame)
+
+    def _put(self, frame: av.AudioFrame) -> None:
+        self._frame, self._pts = frame, frame.pts
+        frame.pts = None  # the queue refuses a gap
+        self._queue.write(frame)
+
+    def _drop(self, n_samples: int) -> None:
+        if n_samples > 0:
+            self._queue.read(n_samples)
+            self.position += n_samples
 
     def _jump(self, sample: int) -> bool:
         """Seek to a frame at or before ``sample``; say whether its exact place is known."""
@@ -177,7 +203,7 @@ class PyavReader(AudioReader):
         except (FFmpegError, OverflowError):
             return False
         first_samples = self._frame_samples
-        self._frames = self._decode()
+        self._frames, self._queue = self._decode(), AudioFifo()
         self._next_frame()
         position = self._place(first_samples, time_base)
         if position is None or position > sample:
@@ -187,9 +213,9 @@ class PyavReader(AudioReader):
 
     def _place(self, first_samples: int, time_base: Fraction) -> int | None:
         """Return the place of the current frame by its time, None if that is not exact."""
-        time = _time(self._frame) if self._frame is not None else None
-        if self._frame is None or time is None or self._first_time is None:
+        if self._frame is None or self._pts is None or self._first_time is None:
             return None
+        time = self._pts * self._frame.time_base
         found = (time - self._first_time) * self.sample_rate
         tick = time_base * self.sample_rate
         if tick <= 1:
@@ -221,16 +247,15 @@ def _time(frame: av.AudioFrame) -> Fraction | None:
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
-def _copy(frame: av.AudioFrame, sample_format: str, first: int, out: Samples) -> None:
-    """Copy samples of a frame from ``first`` on into ``out``, in the unit they have."""
+def _copy(frame: av.AudioFrame, sample_format: str, out: Samples) -> None:
+    """Copy the samples of a frame into ``out``, in the unit they have."""
     dtype = DTYPES[sample_format.rstrip("p")]
     if sample_format.endswith("p"):
         for channel, plane in enumerate(frame.planes):
-            values = np.frombuffer(memoryview(plane), dtype, frame.samples)
-            out[:, channel] = values[first : first + len(out)]
+            out[:, channel] = np.frombuffer(memoryview(plane), dtype, len(out))
     else:
-        values = np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples * out.shape[1])
-        out[:] = values.reshape(-1, out.shape[1])[first : first + len(out)]
+        values = np.frombuffer(memoryview(frame.planes[0]), dtype, out.size)
+        out[:] = values.reshape(out.shape)
 
 
 def _scale(samples: Samples, sample_format: str) -> None:

@@ -15,11 +15,9 @@ changed never meets old bytes.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
-import mmap
 import os
 import re
 import time
@@ -28,20 +26,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.dataset import Dataset
 from ..shards.storage import StorageError
+from .locked_files import (
+    LONGEST_PAUSE_S,
+    PARTIAL_SUFFIX,
+    Bytes,
+    claimed,
+    mapped,
+    open_piece,
+    partial_path,
+    pauses,
+    remove,
+    try_lock,
+    write,
+)
 
 PIECE_SUFFIX = ".piece"
-PARTIAL_SUFFIX = ".partial"
 USAGE_NAME = ".usage"
 SPARE_SHARE = 16  # an eviction frees 1/16 of the cache at least, so that surveys are rare
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between looks at a file another one writes
 _NAME = re.compile(rf".+-\d+-(\d+){re.escape(PIECE_SUFFIX)}({re.escape(PARTIAL_SUFFIX)})?")
 
-Bytes = npt.NDArray[np.uint8]
 _log = logging.getLogger(__name__)
 
 
@@ -127,9 +134,7 @@ class ShardCache:
                 f"{error.strerror}; choose another, or none to keep shards in memory"
             ) from error
 
-    def get(
-        self, name: str, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
-    ) -> tuple[Bytes, bool]:
+    def get(self, name: str, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float) -> Bytes:
         """Map a piece, and download it first where it is missing.
 
         Args:
@@ -141,42 +146,44 @@ class ShardCache:
 
         Returns:
             the bytes, uint8, shape (n_bytes,), read-only, leased for as long as the array
-            lives, and whether it is in the folder. Where there is no room it is in memory.
+            lives; in memory where the folder has no room.
 
         Raises:
             OSError: the folder cannot be written any more.
         """
         path = self.folder / name
-        for pause_s in _pauses(wait_s):
-            held = _open_piece(path, n_bytes)
+        for pause_s in pauses(wait_s):
+            held = open_piece(path, n_bytes)
             if held is not None:
-                return held, True
-            with _claimed(path) as partial:
+                return held
+            with claimed(path) as partial:
                 if partial is not None:
                     return self._fill(partial, path, n_bytes, fetch, wait_s=wait_s)
             time.sleep(pause_s)
-        return np.frombuffer(fetch(), np.uint8), False
+        return np.frombuffer(fetch(), np.uint8)
 
     def _fill(
         self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
-    ) -> tuple[Bytes, bool]:
+    ) -> Bytes:
         """Download into a partial file that is ours, and give it its name."""
-        temporary = _partial_path(path)
+        held = open_piece(path, n_bytes)  # complete since we last looked
+        is_named = False
         try:
-            held = _open_piece(path, n_bytes)  # complete since we last looked
             if held is not None:
-                return held, True
+                return held
             has_room = self._reserve(partial, n_bytes, wait_s=wait_s)
             payload = fetch()
-            if has_room and _write(partial, payload):
-                temporary.rename(path)
+            if has_room and write(partial, payload):
+                partial_path(path).rename(path)
+                is_named = True
                 with contextlib.suppress(BlockingIOError):  # it is being removed already
                     fcntl.flock(partial, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return _mapped(partial, n_bytes), True
+                return mapped(partial, n_bytes)
         finally:
-            temporary.unlink(missing_ok=True)  # ours until it is renamed: we have its lock
+            if not is_named:
+                partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
         self._warn_of_no_room(n_bytes)
-        return np.frombuffer(payload, np.uint8), False
+        return np.frombuffer(payload, np.uint8)
 
     def _warn_of_no_room(self, n_bytes: int) -> None:
         if not self._warned:
@@ -201,7 +208,7 @@ class ShardCache:
                 used = self._make_room(n_bytes)
             fits = self._fits(used, n_bytes)
             if fits:
-                _write(partial, b"\0")
+                write(partial, b"\0")
             _write_number(usage, used + n_bytes * fits)
             return fits
 
@@ -219,7 +226,7 @@ class ShardCache:
         for file in sorted(files, key=lambda file: file.used_at):
             if self._fits(used, n_bytes):
                 break
-            if _remove(file.path):
+            if remove(file.path):
                 used -= file.n_bytes
         return used
 
@@ -228,9 +235,11 @@ class ShardCache:
         """Open and lock the file that counts the bytes; None if another keeps it too long."""
         descriptor = os.open(self.folder / USAGE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            for pause_s in _pauses(wait_s):
-                if _try_lock(descriptor):
+            for pause_s in pauses(wait_s):
+                if try_lock(descriptor):
                     yield descriptor
+                    # A process forked meanwhile has the descriptor too: closing is not enough.
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
                     return
                 time.sleep(pause_s)
             yield None
@@ -289,7 +298,7 @@ def clear_cache(folder: Path, name: str | None = None) -> tuple[int, int]:
     removed = left = 0
     files = [file for file in _survey(folder) if name in (None, file.path.parent.name)]
     for file in files:
-        if _remove(file.path):
+        if remove(file.path):
             removed += file.n_bytes
         else:
             left += file.n_bytes
@@ -304,7 +313,7 @@ def _survey(folder: Path) -> list[CachedFile]:
     found: list[CachedFile] = []
     for path in folder.glob(f"*/*{PIECE_SUFFIX}*"):
         match = _NAME.fullmatch(path.name)
-        if match is None or (match[2] and _remove(path)):
+        if match is None or (match[2] and remove(path)):
             continue
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
@@ -313,112 +322,10 @@ def _survey(folder: Path) -> list[CachedFile]:
     return found
 
 
-def _open_piece(path: Path, n_bytes: int) -> Bytes | None:
-    """Map a piece and lease it; None where there is none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        status = os.fstat(descriptor)
-        if status.st_nlink and status.st_size == n_bytes:
-            with contextlib.suppress(PermissionError):  # the file of another user
-                os.utime(descriptor)  # by this time the least recently used is known
-            return _mapped(descriptor, n_bytes)
-    except BlockingIOError:
-        return None  # it is being removed
-    finally:
-        os.close(descriptor)
-    if status.st_nlink:
-        _remove(path)  # cut by a power failure
-    return None
-
-
-def _mapped(descriptor: int, n_bytes: int) -> Bytes:
-    # The map has a duplicate of the descriptor, and with it the lock, until it is dropped.
-    return np.frombuffer(mmap.mmap(descriptor, n_bytes, access=mmap.ACCESS_READ), np.uint8)
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[int | None]:
-    """Open and lock the partial file of a piece; None if another process has it."""
-    partial = _partial_path(path)
-    path.parent.mkdir(exist_ok=True)
-    try:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:  # the folder was cleared just now
-        yield None
-        return
-    try:
-        yield descriptor if _try_lock(descriptor) and _is_at(descriptor, partial) else None
-    finally:
-        os.close(descriptor)
-
-
-def _partial_path(path: Path) -> Path:
-    return path.with_name(path.name + PARTIAL_SUFFIX)
-
-
-def _remove(path: Path) -> bool:
-    """Remove a file unless somebody has a lock on it."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, PermissionError):
-        return False
-    try:
-        if not _try_lock(descriptor) or not _is_at(descriptor, path):
-            return False
-        path.unlink(missing_ok=True)
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Tell whether an open file still has its name: a lock says nothing about the name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write(descriptor: int, payload: bytes) -> bool:
-    """Write a whole file, front to back; False if the disk is full."""
-    try:
-        rest, written = memoryview(payload), 0
-        while written < len(rest):
-            written += os.pwrite(descriptor, rest[written:], written)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return False
-    return True
-
-
 def _read_number(descriptor: int) -> int | None:
     text = os.pread(descriptor, 32, 0)
     return int(text) if text.strip().isdigit() else None
 
 
 def _write_number(descriptor: int, number: int) -> None:
-    os.pwrite(descriptor, b"%-31d\n" % number, 0)
-
-
-def _pauses(wait_s: float) -> Iterator[float]:
-    """Yield growing pauses until their sum is ``wait_s``; at least one."""
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        wait_s -= pause_s
-        if wait_s <= 0:
-            return
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    write(descriptor, b"%-31d\n" % number)

@@ -35,7 +35,7 @@ class SoundfileReader(AudioReader):
         self.path = path
         self._file = file
         self._sound = _open(file)
-        self.format = self._sound.format
+        self.format, self.subtype = self._sound.format, self._sound.subtype
         self.sample_rate = self._sound.samplerate
         self.n_channels = self._sound.channels
         self.declared_samples = self._sound.frames

@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 _SCALE = 1000.0  # AST's; it cancels in the expected counts
 _ONE = 2.0**32  # expected counts are multiples of 1 / _ONE
+_UNBOUNDED = float(np.finfo(np.float64).max)  # 0 times it is 0, unlike infinity
 _PHASE = 3  # purpose of a draw, beside those of the order
 _SHIFT = np.uint64(32)
 _LOW_32 = np.uint64(0xFFFFFFFF)
@@ -113,7 +114,7 @@ def expected_counts(weights: Floats, max_repeats: float | None = None) -> Floats
     >>> expected_counts(np.array([8.0, 1.0, 1.0, 0.0]), max_repeats=2)
     array([2., 1., 1., 0.])
     """
-    bound = np.inf if max_repeats is None else float(max_repeats)
+    bound = _UNBOUNDED if max_repeats is None else float(max_repeats)
     n_weighted = int(np.count_nonzero(weights))
     if n_weighted * bound < len(weights) or not n_weighted:
         raise ValueError(

@@ -1,66 +1,23 @@
 """Tars made elsewhere become a data set as they are, or the error says what to change."""
 
 import hashlib
-import io
-import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SPEC, read_with_webdataset
+from foreign_tars import Members, clips, index_tars, logmel, npy, write_tar
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
 from melstream.shards.index import COLUMNS
 from melstream.shards.keys import make_key
 from melstream.shards.spec import FeatureSpec
-from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
-from melstream.tools.adopt import Adopted, AdoptSettings, adopt
 from melstream.tools.feature_file import read_features
-
-Members = Iterable[tuple[str, bytes]]
-
-
-def npy(array: np.ndarray, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, **options)
-    return buffer.getvalue()
-
-
-def logmel(number: int, n_frames: int = 20, dtype: str = "float16") -> np.ndarray:
-    values = np.random.default_rng(number).normal(-5, 2, (n_frames, SPEC.n_mels))
-    return values.astype(dtype)
-
-
-def write_tar(path: Path, members: Members, tar_format: int = tarfile.GNU_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, payload in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(payload)
-            tar.addfile(header, io.BytesIO(payload))
-    return path
-
-
-def clips(numbers: Iterable[int], field: str = "mel.npy") -> list[tuple[str, bytes]]:
-    """Samples as another tool may write them: odd json first, audio beside the log-mel."""
-    members = []
-    for n in numbers:
-        key = f"clip{n}"
-        content = {"cls": ["dog", "cat"] if n % 2 else "dog", "id": n}
-        members.append((f"{key}.json", json.dumps(content).encode()))
-        members.append((f"{key}.mp3", b"\xff" * (100 + n)))
-        members.append((f"{key}.{field}", npy(logmel(n, 20 + n))))
-    return members
-
-
-def run(folder: Path, features: FeatureSpec = SPEC, **settings: Any) -> Adopted:
-    return adopt(open_storage(folder), AdoptSettings(features, **settings), lambda done, note: None)
 
 
 @pytest.fixture
@@ -74,7 +31,7 @@ def foreign(tmp_path: Path) -> Path:
 
 def test_what_was_stored_is_served_and_the_tars_are_untouched(foreign: Path) -> None:
     before = {path: path.read_bytes() for path in foreign.glob("*.tar")}
-    found = run(foreign, label_field="cls")
+    found = index_tars(foreign, label_field="cls")
     assert (found.logmel_field, found.n_unlabelled) == ("mel.npy", 0)
     assert {path: path.read_bytes() for path in foreign.glob("*.tar")} == before
     dataset = open_dataset(foreign)
@@ -93,7 +50,7 @@ def test_what_was_stored_is_served_and_the_tars_are_untouched(foreign: Path) -> 
 
 
 def test_what_the_tars_do_not_tell_is_unknown(foreign: Path) -> None:
-    run(foreign)
+    index_tars(foreign)
     index = open_dataset(foreign).index
     np.testing.assert_allclose(index.duration_s, index.n_frames / 100)
     for name in ("peak", "rms_dbfs", "clipped_share", "bandwidth_hz", "start_s"):
@@ -104,7 +61,7 @@ def test_what_the_tars_do_not_tell_is_unknown(foreign: Path) -> None:
 
 
 def test_verify_reads_every_byte_and_says_where_a_tar_is_altered(foreign: Path) -> None:
-    run(foreign)
+    index_tars(foreign)
     assert list(find_problems(open_dataset(foreign), full=True)) == [None, None]
     path = foreign / "part-1.tar"
     data = bytearray(path.read_bytes())
@@ -117,7 +74,7 @@ def test_verify_reads_every_byte_and_says_where_a_tar_is_altered(foreign: Path) 
 
 def test_samples_without_json_are_served(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [(f"x{n}.npy", npy(logmel(n))) for n in range(3)])
-    found = run(tmp_path)
+    found = index_tars(tmp_path)
     dataset = open_dataset(tmp_path)
     assert (found.logmel_field, found.n_unlabelled) == ("npy", 3)
     assert not dataset.index.json_size.any()
@@ -134,7 +91,7 @@ def test_a_lost_index_is_made_again_as_it_was(
     old = built("eval")
     for shard in old.manifest.shards:
         shutil.copy(old.folder / shard.name, tmp_path)
-    run(tmp_path)
+    index_tars(tmp_path)
     new = open_dataset(tmp_path)
     assert new.manifest.label_names == old.manifest.label_names
     assert new.manifest.ids_hash == old.manifest.ids_hash
@@ -145,7 +102,7 @@ def test_a_lost_index_is_made_again_as_it_was(
 
 
 def test_an_adopted_set_reads_the_same_with_plain_webdataset(foreign: Path) -> None:
-    run(foreign)
+    index_tars(foreign)
     dataset = open_dataset(foreign)
     read = read_with_webdataset(dataset)
     for row, sample in enumerate(read):
@@ -157,9 +114,9 @@ def test_codes_are_served_where_the_spec_says_so(tmp_path: Path) -> None:
     assert spec.code is not None
     codes = spec.code.encode(logmel(0, dtype="float32"))
     write_tar(tmp_path / "a.tar", [("x.logmel.npy", npy(codes))])
-    with pytest.raises(ShardError, match="state `storage_dtype = \"uint8\"` in a file"):
-        run(tmp_path)
-    run(tmp_path, spec)
+    with pytest.raises(ShardError, match='state `storage_dtype = "uint8"` in a file'):
+        index_tars(tmp_path)
+    index_tars(tmp_path, spec)
     dataset = open_dataset(tmp_path)
     np.testing.assert_array_equal(dataset.read_stored(0), codes)
     np.testing.assert_allclose(
@@ -171,9 +128,9 @@ def test_names_that_are_no_keys_are_made_keys_on_request(tmp_path: Path) -> None
     names = ["./plain", "dir.d/x", "ä b"]
     write_tar(tmp_path / "a.tar", [(f"{name}.logmel.npy", npy(logmel(0))) for name in names])
     with pytest.raises(ShardError, match=r"found 'dir\.d/x'.*add `--make-keys`") as caught:
-        run(tmp_path)
+        index_tars(tmp_path)
     assert caught.value.shard == "a.tar"
-    run(tmp_path, makes_keys=True)
+    index_tars(tmp_path, makes_keys=True)
     dataset = open_dataset(tmp_path)
     keys = [dataset.key(row) for row in range(3)]
     assert keys == ["plain", make_key("dir.d/x"), make_key("ä b")]
@@ -183,7 +140,7 @@ def test_names_that_are_no_keys_are_made_keys_on_request(tmp_path: Path) -> None
 def test_members_that_no_reader_takes_are_counted(tmp_path: Path) -> None:
     extra = [("LICENSE", b"free"), ("._x.npy", b"mac"), ("__meta.json__", b"{}")]
     write_tar(tmp_path / "a.tar", [*extra, ("x.npy", npy(logmel(0)))])
-    assert run(tmp_path).manifest.n_ignored == {"no sample": 3}
+    assert index_tars(tmp_path).manifest.n_ignored == {"no sample": 3}
 
 
 def test_folders_in_a_tar_are_passed_over(tmp_path: Path) -> None:
@@ -191,13 +148,13 @@ def test_folders_in_a_tar_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "in" / "x.npy").write_bytes(npy(logmel(0)))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "in", ".")
-    run(tmp_path)
+    index_tars(tmp_path)
     assert open_dataset(tmp_path).key(0) == "x"
 
 
 def test_a_readme_of_somebody_else_stays(foreign: Path) -> None:
     (foreign / "README.md").write_text("mine")
-    run(foreign)
+    index_tars(foreign)
     assert (foreign / "README.md").read_text() == "mine"
 
 
@@ -210,21 +167,21 @@ def test_an_index_that_was_interrupted_is_written_again(
     with monkeypatch.context() as patch:
         patch.setattr("melstream.tools.adopt.finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(foreign)
+            index_tars(foreign)
     with pytest.raises(DatasetError, match="no data set"):
         open_dataset(foreign)
-    run(foreign)
+    index_tars(foreign)
     assert list(find_problems(open_dataset(foreign), full=True)) == [None, None]
     with pytest.raises(DatasetError, match=r"is a data set already; remove .*dataset\.json"):
-        run(foreign)
+        index_tars(foreign)
 
 
 @pytest.mark.parametrize("n_left", [0, 300, 512 * 3, 512 * 5 + 17])
 def test_a_tar_that_is_cut_is_an_error_wherever_it_is_cut(foreign: Path, n_left: int) -> None:
     path = foreign / "part-1.tar"
     path.write_bytes(path.read_bytes()[:n_left])
-    with pytest.raises(ShardError, match="part-1.tar") as caught:
-        run(foreign)
+    with pytest.raises(ShardError, match=r"part-1\.tar") as caught:
+        index_tars(foreign)
     assert caught.value.shard == "part-1.tar"
 
 
@@ -236,7 +193,7 @@ def test_every_cut_of_a_tar_before_its_end_mark_is_an_error(tmp_path: Path) -> N
     for n_left in range(0, end + 1, 256):
         (tmp_path / "a.tar").write_bytes(whole[:n_left])
         with pytest.raises(ShardError, match=r"is cut|must be a tar"):
-            run(tmp_path)
+            index_tars(tmp_path)
 
 
 def test_every_flipped_byte_of_a_header_is_an_error(tmp_path: Path) -> None:
@@ -249,14 +206,14 @@ def test_every_flipped_byte_of_a_header_is_an_error(tmp_path: Path) -> None:
             data[start + place] ^= 1
             (tmp_path / "a.tar").write_bytes(data)
             with pytest.raises(ShardError, match=r"header after .* is damaged|must be a tar"):
-                run(tmp_path)
+                index_tars(tmp_path)
 
 
 def test_joined_tars_are_not_read_in_part(foreign: Path) -> None:
     path = foreign / "part-0.tar"
     path.write_bytes(path.read_bytes() + (foreign / "part-1.tar").read_bytes())
     with pytest.raises(ShardError, match="joined tars are read up to the first end mark"):
-        run(foreign)
+        index_tars(foreign)
 
 
 X = ("x.logmel.npy", npy(logmel(0)))
@@ -295,7 +252,7 @@ def test_a_sample_that_cannot_be_served_names_shard_key_and_remedy(
 ) -> None:
     write_tar(tmp_path / "a.tar", members)
     with pytest.raises(ShardError, match=message) as caught:
-        run(tmp_path)
+        index_tars(tmp_path)
     assert caught.value.shard == "a.tar"
     assert not (tmp_path / "dataset.json").exists()
 
@@ -306,19 +263,19 @@ def test_a_link_or_device_is_refused(tmp_path: Path, kind: bytes) -> None:
         header = tarfile.TarInfo("x.npy")
         header.type, header.linkname = kind, "/etc/passwd"
         tar.addfile(header)
-    with pytest.raises(ShardError, match="must be plain files, found 'x.npy'"):
-        run(tmp_path)
+    with pytest.raises(ShardError, match=r"must be plain files, found 'x\.npy'"):
+        index_tars(tmp_path)
 
 
 def test_a_key_in_two_shards_is_refused(foreign: Path) -> None:
     write_tar(foreign / "part-2.tar", clips([5]))
-    with pytest.raises(DatasetError, match="clip5; the first is in part-1.tar and part-2.tar"):
-        run(foreign)
+    with pytest.raises(DatasetError, match=r"clip5; the first is in part-1\.tar and part-2\.tar"):
+        index_tars(foreign)
 
 
 def test_a_label_field_that_no_json_has_is_refused(foreign: Path) -> None:
     with pytest.raises(DatasetError, match="found 'class' in none; the first sample has cls, id"):
-        run(foreign, label_field="class")
+        index_tars(foreign, label_field="class")
 
 
 @pytest.mark.parametrize(
@@ -330,12 +287,10 @@ def test_a_label_field_that_no_json_has_is_refused(foreign: Path) -> None:
         ("a.txt", "found none; name the folder"),
     ],
 )
-def test_a_folder_without_tars_to_index_is_refused(
-    tmp_path: Path, name: str, message: str
-) -> None:
+def test_a_folder_without_tars_to_index_is_refused(tmp_path: Path, name: str, message: str) -> None:
     write_tar(tmp_path / name, [X])
     with pytest.raises(DatasetError, match=message):
-        run(tmp_path)
+        index_tars(tmp_path)
 
 
 def test_features_are_stated_by_name_or_file(tmp_path: Path) -> None:

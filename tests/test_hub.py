@@ -11,7 +11,6 @@ import pytest
 from melstream.shards.dataset import Dataset
 
 
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``datasets``, offline and with its caches in a temporary folder."""

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_sample, write_dataset
-from test_adopt import clips, write_tar
-from test_adopt import run as index_tars
+from foreign_tars import clips, index_tars, write_tar
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
 from melstream.shards.index import COLUMNS
-from melstream.shards.manifest import write_manifest
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.selection import Bound, Selection
@@ -33,6 +31,14 @@ def run(
         dataset, open_storage(out), Selection(**selection), lambda done, note: None, limits
     )
     return found, open_dataset(out)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """60 samples of 20 to 79 frames in 3 shards; labels 0, 1, 2 in turn; only to read."""
+    samples = [make_sample(n, n_frames=20 + n, label_ids=(n % 3,)) for n in range(60)]
+    shards = [samples[:7], samples[7:50], samples[50:]]
+    return write_dataset(tmp_path_factory.mktemp("set") / "small", shards, n_classes=3)
 
 
 def rows_of(old: Dataset, new: Dataset) -> list[int]:
@@ -53,10 +59,10 @@ def rows_of(old: Dataset, new: Dataset) -> list[int]:
 
 
 def test_a_label_keeps_its_samples_and_every_class_its_number(
-    small_dataset: Dataset, tmp_path: Path
+    small: Dataset, tmp_path: Path
 ) -> None:
-    _, new = run(small_dataset, tmp_path / "out", labels=("class 2",))
-    assert rows_of(small_dataset, new) == list(range(2, 60, 3))
+    _, new = run(small, tmp_path / "out", labels=("class 2",))
+    assert rows_of(small, new) == list(range(2, 60, 3))
     assert new.manifest.label_names == ("class 0", "class 1", "class 2")
     stored = np.concatenate([new.read_logmel(row).astype(np.float64) for row in range(len(new))])
     np.testing.assert_allclose(new.manifest.band_mean, stored.mean(0), rtol=1e-9)
@@ -64,15 +70,14 @@ def test_a_label_keeps_its_samples_and_every_class_its_number(
     assert new.manifest.duration_s == pytest.approx(len(stored) / 100)
 
 
-def test_any_of_several_labels_is_enough(small_dataset: Dataset, tmp_path: Path) -> None:
-    _, new = run(small_dataset, tmp_path / "out", labels=("class 2", "class 0"))
-    assert rows_of(small_dataset, new) == [n for n in range(60) if n % 3 != 1]
+def test_any_of_several_labels_is_enough(small: Dataset, tmp_path: Path) -> None:
+    _, new = run(small, tmp_path / "out", labels=("class 2", "class 0"))
+    assert rows_of(small, new) == [n for n in range(60) if n % 3 != 1]
 
 
-def test_a_label_may_be_the_corpus_own_id(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_label_may_be_the_corpus_own_id(small: Dataset, tmp_path: Path) -> None:
     ids = {"label_ids": ("/m/a", "/m/b", "/m/c")}
-    write_manifest(small_dataset.storage, small_dataset.manifest.model_copy(update=ids))
-    old = open_dataset(small_dataset.folder)
+    old = Dataset(small.storage, small.manifest.model_copy(update=ids))
     _, new = run(old, tmp_path / "out", labels=("/m/b",))
     assert rows_of(old, new) == list(range(1, 60, 3))
     assert new.manifest.label_ids == ids["label_ids"]
@@ -81,30 +86,30 @@ def test_a_label_may_be_the_corpus_own_id(small_dataset: Dataset, tmp_path: Path
 def test_a_split_keeps_its_samples(tmp_path: Path) -> None:
     samples = [replace(make_sample(n), split=n % 3 - 1) for n in range(9)]
     old = write_dataset(tmp_path / "old", [samples])
-    write_manifest(old.storage, old.manifest.model_copy(update={"split_names": ("fit", "test")}))
-    old = open_dataset(old.folder)
+    split_names = {"split_names": ("fit", "test")}
+    old = Dataset(old.storage, old.manifest.model_copy(update=split_names))
     _, new = run(old, tmp_path / "out", splits=("test",))
     assert rows_of(old, new) == [2, 5, 8]
     assert new.manifest.split_names == ("fit", "test")
 
 
-def test_ids_are_kept_or_left_out(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_ids_are_kept_or_left_out(small: Dataset, tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("# a comment\nclip-0007,dog\nclip-0003\nelsewhere\nnaïve\n")
     ids = str(tmp_path / "ids.csv")
-    _, new = run(small_dataset, tmp_path / "in", ids=ids)
-    assert rows_of(small_dataset, new) == [3, 7]
-    _, new = run(small_dataset, tmp_path / "not-in", not_ids=ids)
-    assert rows_of(small_dataset, new) == sorted({*range(60)} - {3, 7})
+    _, new = run(small, tmp_path / "in", ids=ids)
+    assert rows_of(small, new) == [3, 7]
+    _, new = run(small, tmp_path / "not-in", not_ids=ids)
+    assert rows_of(small, new) == sorted({*range(60)} - {3, 7})
 
 
-def test_bounds_on_figures_must_all_hold(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_bounds_on_figures_must_all_hold(small: Dataset, tmp_path: Path) -> None:
     found, new = run(
-        small_dataset,
+        small,
         tmp_path / "out",
         labels=("class 0",),
         bounds=("duration_s>=0.5", "n_frames < 70", "n_labels==1", "rms_dbfs > -3e1"),
     )
-    assert rows_of(small_dataset, new) == list(range(30, 50, 3))
+    assert rows_of(small, new) == list(range(30, 50, 3))
     assert [n for _, n in found.selected.steps] == [20, 10, 7, 7, 7]
 
 
@@ -131,9 +136,9 @@ def test_of_samples_with_the_same_audio_the_first_is_kept(tmp_path: Path) -> Non
     assert rows_of(old, new) == [1, 2, 3, 6, 7]
 
 
-def test_the_same_command_gives_the_same_bytes(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_bytes(small: Dataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        run(small_dataset, tmp_path / name / "set", labels=("class 1",))
+        run(small, tmp_path / name / "set", labels=("class 1",))
     a, b = (
         {path.relative_to(top): path.read_bytes() for path in top.rglob("*") if path.is_file()}
         for top in (tmp_path / "a", tmp_path / "b")
@@ -141,11 +146,11 @@ def test_the_same_command_gives_the_same_bytes(small_dataset: Dataset, tmp_path:
     assert a == b
 
 
-def test_shards_are_cut_by_the_limits(small_dataset: Dataset, tmp_path: Path) -> None:
-    _, new = run(small_dataset, tmp_path / "samples", Limits(max_samples=7))
+def test_shards_are_cut_by_the_limits(small: Dataset, tmp_path: Path) -> None:
+    _, new = run(small, tmp_path / "samples", Limits(max_samples=7))
     assert [s.n_samples for s in new.manifest.shards] == [7, 7, 6, 7, 7, 6, 7, 7, 6]
-    assert rows_of(small_dataset, new) == list(range(60))
-    _, new = run(small_dataset, tmp_path / "bytes", Limits(max_bytes=50_000))
+    assert rows_of(small, new) == list(range(60))
+    _, new = run(small, tmp_path / "bytes", Limits(max_bytes=50_000))
     assert all(s.size_bytes <= 50_000 + 10_240 for s in new.manifest.shards)
     assert [s.name for s in new.manifest.shards][:2] == ["bytes-000000.tar", "bytes-000001.tar"]
 
@@ -201,14 +206,14 @@ def test_a_built_set_has_subsets_of_subsets(
     ],
 )
 def test_a_selection_that_cannot_be_is_refused_before_anything_is_written(
-    small_dataset: Dataset, tmp_path: Path, selection: dict[str, Any], message: str
+    small: Dataset, tmp_path: Path, selection: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "others").write_text("x\ny\n")
     (tmp_path / "empty").write_text("\n")
     filled = json.loads(json.dumps(selection).replace("{tmp}", str(tmp_path)))
     filled = {k: v if isinstance(v, str) else tuple(v) for k, v in filled.items()}
     with pytest.raises(ValueError, match=message):
-        run(small_dataset, tmp_path / "out", **filled)
+        run(small, tmp_path / "out", **filled)
     assert not (tmp_path / "out").exists()
 
 
@@ -222,12 +227,12 @@ def test_a_bound_that_is_none_is_refused(text: str) -> None:
         Bound.parse(text)
 
 
-def test_a_place_that_is_not_empty_is_refused(small_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_place_that_is_not_empty_is_refused(small: Dataset, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    for place in (tmp_path / "out", small_dataset.folder):
-        with pytest.raises(DatasetError, match="must be new or empty, found .*another --out"):
-            run(small_dataset, place)
+    for place in (tmp_path / "out", small.folder):
+        with pytest.raises(DatasetError, match=r"must be new or empty, found .*another --out"):
+            run(small, place)
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
 
 
@@ -243,7 +248,7 @@ def test_an_altered_shard_leaves_nothing(small_dataset: Dataset, tmp_path: Path)
 
 
 def test_an_interrupt_leaves_no_data_set(
-    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -251,6 +256,6 @@ def test_an_interrupt_leaves_no_data_set(
     with monkeypatch.context() as patch:
         patch.setattr("melstream.tools.finish.write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(small_dataset, tmp_path / "out")
+            run(small, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-    run(small_dataset, tmp_path / "out")
+    run(small, tmp_path / "out")

@@ -96,7 +96,7 @@ def _features(preset: str, storage: Storage) -> FeatureSpec:
 
 def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> None:
     from ..shards.storage import open_storage
-    from .build import Part, build
+    from .build import WHOLE, Part, build
     from .build_plan import PlanSettings, make_plan
     from .build_report import plan_as_json, print_plan
     from .build_retry import retry_failed
@@ -114,6 +114,8 @@ def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> N
         max_shard_bytes=round(options["shard_mb"] * 1e6),
     )
     storage, part = open_storage(options["out"]), Part.parse(options["part"])
+    if options["retry_failed"] and part != WHOLE:
+        raise ValueError("`--retry-failed` and `--part` exclude each other; leave --part out")
     plan = make_plan(scan(), settings)
     _require_disjoint(plan, options["disjoint_from"] or ())
     if options["dry_run"]:

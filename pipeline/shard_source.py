@@ -1,0 +1,299 @@
+"""The bytes of samples, wherever their shards lie, with an address for each.
+
+    with ShardSource(dataset, config) as source:
+        source.read_ahead(order.rows(step) for step in range(first, last))
+        for step in range(first, last):
+            with source.acquire(order.rows(step)) as lease:
+                ...  # copy from lease.addresses
+
+Local shards are mapped whole, where they lie. Those of an object store are fetched in pieces,
+checked against the hashes of the index, and kept in a folder that the processes of a machine
+share, or in memory.
+"""
+
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ..shards.dataset import Dataset
+from ..shards.errors import ShardError
+from ..shards.storage import DEFAULT_TIMEOUT_S
+from .fetcher import Fetcher, PlannedStep, Slot
+from .pieces import Pieces, cut_pieces, default_piece_bytes
+from .shard_cache import CacheConfig, ShardCache, piece_name
+
+ATTEMPTS = 2  # of a piece whose bytes are not those of the index: the way here may have erred
+
+Bytes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class SourceStats:
+    """What a source did since it was opened, in this process.
+
+    Args:
+        n_fetched: pieces that came from the object store.
+        fetched_bytes: their bytes.
+        n_reused: pieces that were in the cache folder already.
+    """
+
+    n_fetched: int = 0
+    fetched_bytes: int = 0
+    n_reused: int = 0
+
+
+class Lease:
+    """The arrays of some rows, at hand until it is released; use it as a context manager.
+
+    Args:
+        addresses: see below.
+        n_bytes: of each row's array.
+        pieces: what keeps the memory alive.
+        release: called once.
+
+    Attributes:
+        addresses: uint64 (n,), where in memory the first frame of each row is; 0 for row -1.
+        n_bytes: int64 (n,), of the array of each row; 0 for row -1.
+    """
+
+    def __init__(
+        self,
+        addresses: npt.NDArray[np.uint64],
+        n_bytes: npt.NDArray[np.int64],
+        pieces: Sequence[Bytes],
+        release: Callable[[], None],
+    ) -> None:
+        self.addresses, self.n_bytes = addresses, n_bytes
+        self._pieces = pieces
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """Give the memory back; what was read from ``addresses`` must have been copied."""
+        release, self._release, self._pieces = self._release, None, ()
+        if release is not None:
+            release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class ShardSource:
+    """Reads the log-mels of a data set.
+
+    It has threads from the first call on, for a data set in an object store, and starts its
+    own again in a forked process. Close it; its threads end when the requests they are in do.
+
+    Args:
+        dataset: the open data set.
+        config: where pieces are kept and how many; for a data set in an object store.
+
+    Attributes:
+        stats: what was fetched.
+
+    Raises:
+        ShardError: the index places a log-mel outside its shard.
+        StorageError: the cache folder cannot be written.
+    """
+
+    def __init__(self, dataset: Dataset, config: CacheConfig | None = None) -> None:
+        self._dataset = dataset
+        self._config = config = config or CacheConfig()
+        self._is_local = dataset.storage.folder is not None
+        piece_bytes = config.piece_bytes or default_piece_bytes(
+            sum(shard.size_bytes for shard in dataset.manifest.shards)
+        )
+        self._pieces = cut_pieces(dataset, None if self._is_local else piece_bytes)
+        self._cache = self._open_cache() if config.folder and not self._is_local else None
+        self._wait_s = getattr(dataset.storage, "timeout_s", DEFAULT_TIMEOUT_S)
+        self._is_closed = False
+        self._begin()
+
+    def acquire(self, rows: Rows) -> Lease:
+        """Have the arrays of some rows at hand, and wait for those that are not.
+
+        Args:
+            rows: of the index; -1 for none.
+
+        Raises:
+            ShardError: a shard is missing, short, or not the one the index was made from.
+            StorageError: the object store cannot be reached within its time limit, refuses,
+                or ``memory_bytes`` is less than these rows need.
+            ValueError: the source is closed.
+        """
+        is_row = rows >= 0
+        known = rows[is_row]
+        numbers, places = np.unique(self._pieces.of_row[known], return_inverse=True)
+        pieces, release = self._hold(numbers.tolist())
+        bases = np.array([piece.ctypes.data for piece in pieces], np.uint64)
+        addresses, n_bytes = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int64)
+        addresses[is_row] = bases[places] + self._pieces.offset[known].astype(np.uint64)
+        n_bytes[is_row] = self._n_bytes(known)
+        return Lease(addresses, n_bytes, pieces, release)
+
+    def read_ahead(self, steps: Iterable[Rows]) -> None:
+        """Fetch what the next calls of ``acquire`` will ask for; replaces what was said before.
+
+        Args:
+            steps: the rows of each call to come, in order; read in another thread, as far as
+                ``read_ahead_bytes`` allows. What fails is tried again by ``acquire``.
+        """
+        if self._is_local or not self._config.read_ahead_bytes:
+            return
+        self._open_fetcher().plan(
+            (self._planned(rows[rows >= 0]) for rows in steps), self._config.read_ahead_bytes
+        )
+
+    def close(self) -> None:
+        """End the threads; what is leased stays valid until it is released."""
+        self._is_closed = True
+        if self._pid == os.getpid():
+            self._fetcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _hold(self, numbers: list[int]) -> tuple[list[Bytes], Callable[[], None]]:
+        if self._is_local:
+            self._check_open()
+            return [self._map(number) for number in numbers], lambda: None
+        fetcher = self._open_fetcher()
+        slots = fetcher.hold(numbers)
+        return [_data(slot) for slot in slots], lambda: fetcher.release(slots)
+
+    def _map(self, number: int) -> Bytes:
+        first = int(self._pieces.first_byte[number])
+        data = self._dataset.shard_bytes(int(self._pieces.shard[number]))
+        return data[first : first + int(self._pieces.n_bytes[number])]
+
+    def _planned(self, rows: Rows) -> PlannedStep:
+        """Name the pieces of a step, in the order of their first use."""
+        numbers = dict.fromkeys(self._pieces.of_row[rows].tolist())
+        return PlannedStep(list(numbers), int(self._n_bytes(rows).sum()))
+
+    def _n_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        n_frames = self._dataset.index.n_frames[rows].astype(np.int64)
+        return n_frames * self._dataset.manifest.features.frame_bytes
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("a source of shards must be open, this one is closed; open a new one")
+
+    def _open_cache(self) -> ShardCache | None:
+        config = self._config
+        return config.folder and ShardCache(
+            config.folder, max_bytes=config.max_bytes, min_free_bytes=config.min_free_bytes
+        )
+
+    def _open_fetcher(self) -> Fetcher:
+        """Return the fetcher of this process: a forked one does not inherit threads."""
+        self._check_open()
+        if self._pid != os.getpid():
+            self._begin()
+        return self._fetcher
+
+    def _begin(self) -> None:
+        """Begin anew in this process; threads start with the first piece asked for."""
+        self._pid = os.getpid()
+        self._stats_lock, self.stats = threading.Lock(), SourceStats()
+        self._fetcher = Fetcher(
+            self._load,
+            self._pieces.n_bytes,
+            max_bytes=self._config.memory_bytes,
+            # A mapped piece takes a file descriptor; leave half of them to others.
+            max_pieces=max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
+            n_threads=self._config.n_parallel,
+        )
+
+    def _load(self, number: int) -> Bytes:
+        """Return the bytes of a piece: from the cache, or from the object store."""
+        pieces, n_bytes = self._pieces, int(self._pieces.n_bytes[number])
+        if self._cache is None or not n_bytes:
+            return np.frombuffer(self._fetch(number), np.uint8)
+        shard, first_byte = int(pieces.shard[number]), int(pieces.first_byte[number])
+        name = piece_name(self._dataset, shard, first_byte, n_bytes)
+        fetched = []
+
+        def fetch() -> bytes:
+            fetched.append(number)
+            return self._fetch(number)
+
+        data = self._cache.get(name, n_bytes, fetch, wait_s=self._wait_s)
+        if not fetched:
+            with self._stats_lock:
+                self.stats.n_reused += 1
+        return data
+
+    def _fetch(self, number: int) -> bytes:
+        """Return the bytes of a piece from the object store, checked."""
+        altered = None
+        for _ in range(ATTEMPTS):
+            payload = _read_piece(self._dataset, self._pieces, number)
+            with self._stats_lock:
+                self.stats.n_fetched += 1
+                self.stats.fetched_bytes += len(payload)
+            altered = _find_altered(self._dataset, self._pieces, number, payload)
+            if altered is None:
+                return payload
+        assert altered is not None
+        shard, key = self._dataset.shard_of(altered).name, self._dataset.key(altered)
+        raise ShardError(
+            f"{self._dataset.storage.url_of(shard)}: the payload of {key} is not the one the index "
+            "was made from (hash differs): the shard changed since; copy the whole data set again, "
+            "or build it again",
+            shard=shard,
+            key=key,
+        )
+
+
+def _data(slot: Slot) -> Bytes:
+    assert slot.data is not None
+    return slot.data
+
+
+def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> bytes:
+    name = dataset.manifest.shards[int(pieces.shard[number])].name
+    first_byte, n_bytes = int(pieces.first_byte[number]), int(pieces.n_bytes[number])
+    try:
+        return dataset.storage.read_range(name, first_byte, n_bytes)
+    except FileNotFoundError:
+        raise ShardError(
+            f"{dataset.storage.url_of(name)} is missing; copy it again, or build it again",
+            shard=name,
+        ) from None
+
+
+def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: bytes) -> int | None:
+    """Return the first row of a piece whose payload has not the hash of the index."""
+    index, view = dataset.index, memoryview(payload)
+    first_byte = int(pieces.first_byte[number])
+    for row in range(int(pieces.first_row[number]), int(pieces.first_row[number + 1])):
+        start = int(index.logmel_offset[row]) - first_byte
+        found = xxhash.xxh3_64_intdigest(view[start : start + int(index.logmel_size[row])])
+        if found != int(index.logmel_hash[row]):
+            return row
+    return None
