@@ -45,7 +45,10 @@ def open_piece(path: Path, n_bytes: int) -> Bytes | None:
 
 
 def mapped(descriptor: int, n_bytes: int) -> Bytes:
-    # The map has a duplicate of the descriptor, and with it the lock, until it is dropped.
+    """Map an open file; its lock lasts as long as the array.
+
+    The map has a duplicate of the descriptor, and with it the lock, until it is dropped.
+    """
     return np.frombuffer(mmap.mmap(descriptor, n_bytes, access=mmap.ACCESS_READ), np.uint8)
 
 
@@ -53,7 +56,7 @@ def mapped(descriptor: int, n_bytes: int) -> Bytes:
 def claimed(path: Path) -> Iterator[int | None]:
     """Open and lock the partial file of a piece; None if another process has it."""
     partial = partial_path(path)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:  # the folder was cleared just now
@@ -66,6 +69,7 @@ def claimed(path: Path) -> Iterator[int | None]:
 
 
 def partial_path(path: Path) -> Path:
+    """Return where a file is written before it gets its name."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
@@ -85,6 +89,7 @@ def remove(path: Path) -> bool:
 
 
 def try_lock(descriptor: int) -> bool:
+    """Lock an open file for us alone; False if anybody else has a lock on it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

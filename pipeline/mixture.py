@@ -30,6 +30,7 @@ from .order import Rows, TrainingOrder, check_world, differences, require_same
 
 MAX_DENOMINATOR = 10_000  # shares finer than this are rounded to it
 PATTERN_PLACES = 2**18  # a pattern whose lanes do not come out even ends here, 2 MB
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _SHARED = ("seed", "global_batch_size", "n_streams", "tail")
 
 
@@ -157,18 +158,20 @@ class MixtureOrder:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Who stands where: a pattern of ``n_rows`` rows, repeated with the lanes turned by one.
+    """Who stands where: a pattern of ``n_rows`` rows, repeated with the lanes turned.
 
-    After ``n_lanes`` repeats every lane has stood once at each place of the pattern, so that
-    all lanes have had the same. Column y of the pattern is what lane l sees in repeat j where
-    y = (l + j) mod ``n_lanes``.
+    After ``n_lanes`` repeats every lane has stood once in each column of the pattern, so that
+    all lanes have had the same. Lane l has the slot s(l), and in repeat j the column
+    (s(l) + j) mod ``n_lanes``; slots that follow each other are far apart as lanes.
 
-    - source: int16 (n_lanes, n_rows), the data set
+    - slot: int64 (n_lanes,), of each lane
+    - source: int16 (n_lanes, n_rows), the data set at each column and row
     - before: int32 (n_lanes, n_rows), places of that set earlier in the column
-    - column_sums: int64 (n_sets, 2 n_lanes + 1), its places in the first y columns, twice round
-    - row_sums: int64 (n_sets, n_rows + 1), its places in the first k rows
+    - column_sums: int64 (n_sets, 2 n_lanes + 1), its places in the first columns, twice round
+    - row_sums: int64 (n_sets, n_rows + 1), its places in the first rows
     """
 
+    slot: Rows
     source: npt.NDArray[np.int16]
     before: npt.NDArray[np.int32]
     column_sums: Rows
@@ -183,7 +186,8 @@ class _Table:
         wanted = np.stack([(rows == number).sum(axis=1) for number in range(len(counts))], axis=1)
         n_times = max(1, PATTERN_PLACES // n_places)
         by_share = np.argsort(shares, kind="stable")
-        source = np.ascontiguousarray(_share_lanes(wanted, n_lanes, n_times, by_share).T)
+        lanes = np.arange(n_lanes) * _golden_step(n_lanes) % n_lanes  # of each slot
+        source = _share_lanes(wanted, n_lanes, n_times, by_share).T[lanes]
         before = np.zeros(source.shape, np.int32)
         column_sums, row_sums = [], []
         for number in range(len(counts)):
@@ -191,9 +195,8 @@ class _Table:
             before[is_here] = (np.cumsum(is_here, axis=1) - 1)[is_here]
             column_sums.append(np.cumsum(np.tile(is_here.sum(axis=1), 2)))
             row_sums.append(np.cumsum(is_here.sum(axis=0)))
-        return cls(
-            source, before, _from_zero(np.array(column_sums)), _from_zero(np.array(row_sums))
-        )
+        sums = (_from_zero(np.array(each)) for each in (column_sums, row_sums))
+        return cls(np.argsort(lanes), source, before, *sums)
 
     def look_up(self, places: Rows) -> tuple[Rows, Rows]:
         """Return the data set of each place, and the place in that set's own order."""
@@ -201,10 +204,11 @@ class _Table:
         row, lane = np.divmod(places, n_lanes)
         repeat, row = np.divmod(row, n_rows)
         turns, turn = np.divmod(repeat, n_lanes)
-        column = (lane + turn) % n_lanes
+        slot = self.slot[lane]
+        column = (slot + turn) % n_lanes
         source = self.source[column, row].astype(np.int64)
         earlier = turns * self.column_sums[source, n_lanes]
-        earlier += self.column_sums[source, lane + turn] - self.column_sums[source, lane]
+        earlier += self.column_sums[source, slot + turn] - self.column_sums[source, slot]
         return source, (earlier + self.before[column, row]) * n_lanes + lane
 
     def served(self, n_places: int) -> Rows:
@@ -260,6 +264,12 @@ def _whole_shares(weights: Sequence[float]) -> tuple[list[int], int]:
     while sum(counts) > MAX_DENOMINATOR:  # tiny sets were given more than their share
         counts[counts.index(max(counts))] -= 1
     return counts, MAX_DENOMINATOR
+
+
+def _golden_step(n: int) -> int:
+    """Return the number nearest to 0.618 n that has no divisor in common with n."""
+    near = sorted(range(1, n + 1), key=lambda step: abs(step - _GOLDEN * n))
+    return next(step for step in near if math.gcd(step, n) == 1)
 
 
 def _from_zero(sums: Rows) -> Rows:

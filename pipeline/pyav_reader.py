@@ -170,10 +170,8 @@ class PyavReader(AudioReader):
     def _next_frame(self) -> None:
         """Put the next frame into the queue; ``_frame`` is it, or None at the end."""
         self._frame = next(self._frames, None)
-        lost_s = len(self._errors) * self._frame_samples / self.sample_rate
-        if lost_s > self.tolerance_s:
-            why = f"{lost_s:.3f} s found that do not decode ({self._errors[-1]})"
-            raise truncated(self.path, why)
+        if self._errors:
+            self._require_few_losses()
         if self._frame is None:
             return
         if _kind(self._frame) != self._kind:
@@ -181,6 +179,12 @@ class PyavReader(AudioReader):
             raise undecodable(self.path, f"PyAV: {why}")
         self._frame_samples = max(self._frame_samples, self._frame.samples)
         self._put(self._frame)
+
+    def _require_few_losses(self) -> None:
+        lost_s = len(self._errors) * self._frame_samples / self.sample_rate
+        if lost_s > self.tolerance_s:
+            why = f"{lost_s:.3f} s found that do not decode ({self._errors[-1]})"
+            raise truncated(self.path, why)
 
     def _put(self, frame: av.AudioFrame) -> None:
         self._frame, self._pts = frame, frame.pts

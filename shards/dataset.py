@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from pydantic import ValidationError
 
 from .errors import DatasetError, ShardError
 from .index import Index, read_index
@@ -125,9 +126,20 @@ class Dataset:
         """Read the ``json`` member of one sample.
 
         Raises:
-            ShardError: the shard is missing, short or altered.
+            ShardError: the shard is missing, short or altered, or was made elsewhere.
         """
-        return SampleInfo.model_validate_json(self.read_member(row, "json", check=check))
+        payload = self.read_member(row, "json", check=check)
+        try:
+            return SampleInfo.model_validate_json(payload)
+        except ValidationError as error:
+            shard, key = self.shard_of(row).name, self.key(row)
+            found = "another" if payload else "none"
+            raise ShardError(
+                f"{self.url}/{shard}: the json of {key} must be as melstream writes it, found "
+                f"{found}: the tars were made elsewhere; `read_member(row, 'json')` gives its bytes",
+                shard=shard,
+                key=key,
+            ) from error
 
     def read_member(self, row: int, member: str, *, check: bool = True) -> bytes:
         """Read the bytes of one member of a sample.

@@ -165,7 +165,7 @@ def test_an_index_that_was_interrupted_is_written_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("melstream.tools.adopt.finish", killed)
+        patch.setattr("melstream.tools.finish.write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             index_tars(foreign)
     with pytest.raises(DatasetError, match="no data set"):

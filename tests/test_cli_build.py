@@ -140,3 +140,14 @@ def test_ray_that_is_not_there_is_an_error_with_the_remedy(
     assert code == 1
     assert "pip install 'melstream[ray]'" in error
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_data_set_becomes_cuts(melstream: Run, corpus: Path, tmp_path: Path) -> None:
+    import lhotse
+
+    build_csv(melstream, corpus, tmp_path / "out")
+    code, out, _ = melstream("export-lhotse", tmp_path / "out", "--out", tmp_path / "cuts")
+    assert code == 0
+    assert "2 cuts: lhotse.CutSet.from_file(" in out
+    cuts = lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz")
+    assert {cut.supervisions[0].text for cut in cuts} == {"bell", "tom"}

@@ -32,7 +32,7 @@ EXACT = {
     ("g722", "g722"): 0.0,
 }
 LOSSY = {  # largest difference between a segment and the slice
-    ("OGG", "VORBIS"): 0.0,
+    ("OGG", "VORBIS"): 1e-6,  # of another decoder
     ("OGG", "OPUS"): 1e-3,
     ("webm", "libopus"): 1e-3,
     ("MP3", "MPEG_LAYER_III"): 0.0,  # decoded from the beginning
@@ -132,7 +132,8 @@ def test_every_place_in_the_last_ogg_page_is_found(
     whole = decode(path)
     for start in range(len(clip) - 22_000, len(clip) - 900, 1_997):
         segment = decode(path, start_s=start / RATE, duration_s=0.02)
-        np.testing.assert_array_equal(segment.samples, whole.samples[start : start + 882])
+        expected = whole.samples[start : start + 882]
+        np.testing.assert_allclose(segment.samples, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [("mp4", "aac"), ("webm", "libopus"), ("matroska", "aac")])

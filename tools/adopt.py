@@ -37,8 +37,7 @@ from .adopt_sample import (
     refuse_pickle,
 )
 from .band_sums import BandSums
-from .coverage import hash_ids
-from .finish import common_fields, finish, renumbered, repeated_keys, write_tables
+from .finish import common_fields, finish, renumbered, repeated_keys
 from .progress import Report
 
 CORPUS = "index"  # what the manifest names as the corpus
@@ -262,22 +261,24 @@ class _Adopter:
         split_names, splits = _sorted_numbers(self._splits)
         index = renumbered(index, labels=labels, splits=splits.astype(np.int16))
         assert self._logmel_field is not None
-        manifest = Manifest(
-            **common_fields(self._settings.features, self._entries, self._sums),
-            has_audio=bool((index.flac_size > 0).all()),
-            label_names=label_names,
-            label_ids=None,
-            split_names=split_names,
-            duration_s=float(index.duration_s.sum(dtype=np.float64)),
-            n_rejects={},
-            n_ignored={IGNORED_KIND: self._n_ignored} if self._n_ignored else {},
-            ids_hash=hash_ids(key.decode() for key in index.sample_keys().tolist()),
-            build=self._build_settings(),
-            **write_tables(self._storage, index),
-        )
         has_json = bool((index.json_size > 0).all())
-        fields = [*([JSON_FIELD] if has_json else []), self._logmel_field]
-        finish(self._storage, manifest, origin="The tars were made elsewhere.", fields=fields)
+        fields = {
+            **common_fields(self._settings.features, self._entries, self._sums),
+            "has_audio": bool((index.flac_size > 0).all()),
+            "label_names": label_names,
+            "label_ids": None,
+            "split_names": split_names,
+            "n_rejects": {},
+            "n_ignored": {IGNORED_KIND: self._n_ignored} if self._n_ignored else {},
+            "build": self._build_settings(),
+        }
+        manifest = finish(
+            self._storage,
+            index,
+            fields,
+            origin="The tars were made elsewhere.",
+            fields=[*([JSON_FIELD] if has_json else []), self._logmel_field],
+        )
         n_unlabelled = int(np.sum(np.diff(index.label_indptr) == 0))
         where = self._logmel_field, self._label_field
         return Adopted(self._storage.url, manifest, *where, n_unlabelled)

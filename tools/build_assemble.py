@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.errors import DatasetError, MelstreamError, SampleError
-from ..shards.index import Index, concatenate
-from ..shards.manifest import Manifest, ShardEntry
+from ..shards.index import Index, concatenate, write_index
+from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.storage import Storage
 from .band_sums import BandSums
 from .build_job import (
@@ -29,7 +29,8 @@ from .build_job import (
 )
 from .build_plan import Plan
 from .coverage import Coverage, measure_coverage
-from .finish import common_fields, finish, repeated_keys, write_tables
+from .data_card import write_card
+from .finish import common_fields, index_hashes, repeated_keys
 
 REJECTS_NAME = "rejects.jsonl"
 COVERAGE_NAME = "coverage.json"
@@ -81,15 +82,16 @@ def assemble(
         raise _nothing_left(plan, rejects)
     index = concatenate(indexes)
     _require_unique(index.sample_keys())
-    hashes = write_tables(storage, index)
+    write_index(storage, index)
     n_rejects = _write_rejects(storage, plan, rejects)
     coverage = measure_coverage(plan.listing, rejects)
     storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
     storage.write(MISSING_NAME, coverage.missing_text().encode())
-    hashes["ids_hash"] = coverage.written_hash
+    hashes = {"ids_hash": coverage.written_hash, **index_hashes(storage, index)}
     entries = [entry for _, entry in parts]
     manifest = _make_manifest(plan, base, entries, records, n_rejects, hashes)
-    finish(storage, manifest)
+    write_card(storage, manifest)
+    write_manifest(storage, manifest)
     storage.delete_all(f"{STAGING_NAME}/")
     storage.clean()
     return manifest, coverage

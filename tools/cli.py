@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ..shards.errors import DatasetError, MelstreamError
+from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
 from .cli_options import (
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(build_app, name="build")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app)
 
 

@@ -1,6 +1,7 @@
-"""``melstream index``, ``subset`` and ``merge``: work with what is built."""
+"""``melstream index``, ``subset``, ``merge`` and ``export-lhotse``: work with what is built."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -156,6 +157,27 @@ def merge(
             f"{found.n_equal_audio:,} samples have the audio of another; 'melstream subset "
             "--drop-duplicates' leaves them out"
         )
+
+
+@data_app.command("export-lhotse")
+def export_lhotse(
+    place: Place,
+    out: Annotated[
+        Path, Option("--out", metavar="FOLDER", help="Gets cuts.jsonl.gz and the features.")
+    ],
+) -> None:
+    """Copy a data set into cuts with precomputed features that lhotse loads by itself.
+
+    Example: `melstream export-lhotse shards/train --out cuts/train`
+    """
+    from ..shards.dataset import open_dataset
+    from .export_lhotse import export_cuts
+    from .progress import progress
+
+    dataset = open_dataset(place)
+    with progress("exporting", len(dataset), err_console) as report:
+        path = export_cuts(dataset, out, lambda done: report(done, "samples"))
+    _print(f"{len(dataset):,} cuts: lhotse.CutSet.from_file({str(path)!r})")
 
 
 def _print_json(url: str, manifest: Manifest, **more: object) -> None:

@@ -4,7 +4,7 @@ What ``build``, ``index``, ``subset`` and ``merge`` have in common.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.spec import FeatureSpec
 from ..shards.storage import Storage
 from .band_sums import BandSums
+from .coverage import hash_ids
 from .data_card import write_card
 
 
-def write_tables(storage: Storage, index: Index) -> dict[str, Any]:
-    """Write the index; return the fields of the manifest that hash it."""
-    write_index(storage, index)
+def index_hashes(storage: Storage, index: Index) -> dict[str, Any]:
+    """Return the fields of the manifest that hash an index which is written."""
     return {"index_hash": hash_index(index), "index_files_hash": hash_files(storage)}
 
 
@@ -41,16 +41,28 @@ def common_fields(
     }
 
 
-def finish(storage: Storage, manifest: Manifest, **card: Any) -> None:
-    """Write the card and, last, the manifest.
+def finish(storage: Storage, index: Index, manifest: Mapping[str, Any], **card: Any) -> Manifest:
+    """Write index, card and, last, the manifest.
 
     Args:
-        storage: where shards and index are.
-        manifest: what they are.
+        storage: where the shards are.
+        index: of all of them.
+        manifest: its fields, but for those that follow from the index.
         card: keywords of ``write_card``.
+
+    Returns:
+        the manifest.
     """
-    write_card(storage, manifest, **card)
-    write_manifest(storage, manifest)
+    write_index(storage, index)
+    whole = Manifest(
+        duration_s=float(index.duration_s.sum(dtype=np.float64)),
+        ids_hash=hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
+        **index_hashes(storage, index),
+        **manifest,
+    )
+    write_card(storage, whole, **card)
+    write_manifest(storage, whole)
+    return whole
 
 
 @contextlib.contextmanager

@@ -120,7 +120,9 @@ def hours(duration_s: float) -> str:
 def _totals(found: Description) -> Table:
     features = found.features
     low, first, median, third, high = found.durations_s
-    rates = ", ".join(f"{rate:,} Hz ({n:,})" for rate, n in found.sample_rates.items())
+    rates = ", ".join(
+        f"{f'{rate:,} Hz' if rate else 'unknown'} ({n:,})" for rate, n in found.sample_rates.items()
+    )
     table = Table(show_header=False, box=None, pad_edge=False, title=Text(found.folder, "bold"))
     table.title_justify = "left"
     table.add_row(

@@ -20,8 +20,7 @@ from ..shards.manifest import BuildSettings, Manifest, ShardEntry
 from ..shards.storage import Storage
 from ..shards.tar_members import scan_members, split_name
 from .band_sums import BandSums
-from .coverage import hash_ids
-from .finish import common_fields, finish, new_place, renumbered, repeated_keys, write_tables
+from .finish import common_fields, finish, new_place, renumbered, repeated_keys
 from .progress import Report
 
 BLOCK_BYTES = 2**22
@@ -65,7 +64,7 @@ def merge(datasets: Sequence[Dataset], storage: Storage, report: Report) -> Merg
     _require_unique(datasets, index)
     with new_place(storage):
         entries = _copy_shards(datasets, storage, report)
-        manifest = _make_manifest(datasets, storage, entries, index, label_ids)
+        manifest = _finish(datasets, storage, entries, index, label_ids)
     hashes, counts = np.unique(index.audio_hash[index.audio_hash > 0], return_counts=True)
     return Merged(storage.url, manifest, int(counts.sum() - len(hashes)))
 
@@ -170,7 +169,7 @@ def _copy_shard(dataset: Dataset, number: int, storage: Storage, entry: ShardEnt
             )
 
 
-def _make_manifest(
+def _finish(
     datasets: Sequence[Dataset],
     storage: Storage,
     entries: Sequence[ShardEntry],
@@ -182,23 +181,18 @@ def _make_manifest(
     for dataset in datasets:
         n_frames = int(dataset.index.n_frames.sum(dtype=np.int64))
         sums += BandSums.of_dataset(dataset.manifest, n_frames)
-    manifest = Manifest(
+    manifest = {
         **common_fields(manifests[0].features, entries, sums),
-        has_audio=manifests[0].has_audio,
-        label_names=_union(m.label_names for m in manifests),
-        label_ids=label_ids,
-        split_names=_union(m.split_names for m in manifests),
-        duration_s=sum(m.duration_s for m in manifests),
-        n_rejects={},
-        ids_hash=hash_ids(key.decode() for key in index.sample_keys().tolist()),
-        build=_build_settings(manifests),
-        **write_tables(storage, index),
-    )
-    sources = ", ".join(
-        f"{d.storage.name} (fingerprint {d.manifest.fingerprint})" for d in datasets
-    )
-    finish(storage, manifest, origin=f"Merged from {sources}.", fields=_first_fields(datasets[0]))
-    return manifest
+        "has_audio": manifests[0].has_audio,
+        "label_names": _union(m.label_names for m in manifests),
+        "label_ids": label_ids,
+        "split_names": _union(m.split_names for m in manifests),
+        "n_rejects": {},
+        "build": _build_settings(manifests),
+    }
+    names = ", ".join(f"{d.storage.name} (fingerprint {d.manifest.fingerprint})" for d in datasets)
+    origin = f"Merged from {names}."
+    return finish(storage, index, manifest, origin=origin, fields=_first_fields(datasets[0]))
 
 
 def _first_fields(dataset: Dataset) -> list[str]:

@@ -23,8 +23,7 @@ from ..shards.verify import members
 from ..shards.writer import JSON_FIELD, LOGMEL_FIELD, ShardWriter, write_shard
 from .band_sums import BandSums
 from .build_plan import MEMBER_BYTES, MIN_SHARD_SAMPLES, MIN_SHARDS
-from .coverage import hash_ids
-from .finish import common_fields, finish, new_place, write_tables
+from .finish import common_fields, finish, new_place
 from .progress import Report
 from .selection import Selected, Selection, select
 
@@ -152,21 +151,17 @@ class _Copier:
         """Write the tables; the manifest last."""
         old = self._dataset.manifest
         index = concatenate(self._indexes)
-        manifest = Manifest(
+        manifest = {
             **common_fields(old.features, self._entries, self._sums),
-            has_audio=old.has_audio,
-            label_names=old.label_names,
-            label_ids=old.label_ids,
-            split_names=old.split_names,
-            duration_s=float(index.duration_s.sum(dtype=np.float64)),
-            n_rejects={},
-            ids_hash=hash_ids(key.decode() for key in index.sample_keys().tolist()),
-            build=build,
-            **write_tables(self._storage, index),
-        )
+            "has_audio": old.has_audio,
+            "label_names": old.label_names,
+            "label_ids": old.label_ids,
+            "split_names": old.split_names,
+            "n_rejects": {},
+            "build": build,
+        }
         fields = [JSON_FIELD, LOGMEL_FIELD] if index.json_size.all() else [LOGMEL_FIELD]
-        finish(self._storage, manifest, origin=origin, fields=fields)
-        return manifest
+        return finish(self._storage, index, manifest, origin=origin, fields=fields)
 
 
 def _sizes(dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

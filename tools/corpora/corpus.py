@@ -13,6 +13,7 @@ IGNORED = {
     "unlisted": "audio files the metadata does not name",
     "duplicate": "further files of a clip that was found already",
     "mistimed": "files whose name says another part of the recording",
+    "no sample": "members of an adopted tar that no WebDataset reader makes a sample of",
 }
 """Why an audio file belongs to no clip, and what each word means."""
 
@@ -77,8 +78,12 @@ class Listing:
     @property
     def n_ignored(self) -> dict[str, int]:
         """Files that belong to no clip, by kind; only kinds that occur."""
-        counts = (self.n_unlisted, self.n_duplicates, self.n_mistimed)
-        return {kind: count for kind, count in zip(IGNORED, counts, strict=True) if count}
+        counts = {
+            "unlisted": self.n_unlisted,
+            "duplicate": self.n_duplicates,
+            "mistimed": self.n_mistimed,
+        }
+        return {kind: count for kind, count in counts.items() if count}
 
     def __post_init__(self) -> None:
         """Check the order, and with it that every key is unique."""
