@@ -32,8 +32,9 @@ demo: $(INSTALLED)
 	$(BIN)/melstream demo $(ARGS)
 
 # -I: without it the current directory shadows the installed packages.
+# One thread per process: OpenMP's threads wait for each other by spinning.
 test: $(INSTALLED)
-	$(BIN)/python -Im pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -Im pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check

@@ -72,9 +72,10 @@ def decode(path: Path, *, start_s: float = 0.0, duration_s: float | None = None)
     A segment is the samples from ``round(start_s * rate)`` up to
     ``round((start_s + duration_s) * rate)`` of the whole: bit by bit where the codec is
     lossless, and where a lossy one has forgotten its past within ``PREROLL_S``, as Opus and MP3
-    have; Vorbis within 1e-6, since only its whole is read by FFmpeg (see ``VorbisReader``); AAC draws the noise that stands for what it left out anew (within 0.1 of the
-    signal's RMS). It may end with the recording, shorter than asked for. A place in an MP4
-    or Matroska file is what its time stamps say.
+    have; Vorbis within 1e-6, for only its whole is read by FFmpeg (see ``VorbisReader``); AAC
+    draws the noise that stands for what it left out anew (within 0.1 of the signal's RMS). It
+    may end with the recording, shorter than asked for. A place in an MP4 or Matroska file is
+    what its time stamps say.
 
     A file is truncated if it ends before its own structure says (see ``headers``), if its
     data are broken, or if fewer samples come out than it declares: FLAC, WAV and AIFF

@@ -158,8 +158,7 @@ def _require_ascending(rows: Rows) -> None:
     if len(wrong):
         at = int(wrong[0])
         raise ValueError(
-            f"`rows` must be ascending, found {rows[at + 1]} after {rows[at]}; "
-            "sort them, each once"
+            f"`rows` must be ascending, found {rows[at + 1]} after {rows[at]}; sort them, each once"
         )
 
 

@@ -4,11 +4,11 @@
     (i, l)              -> a data set, and how many of its places lane l has had before: c
     its place there     -> c L + l, in the set's own order, with epochs of its own
 
-How many places of row i belong to each set is fixed so that after every row, hence after
-every batch, each set has had its share of all samples to within one. Which lanes they are
-in turns from row to row, so that all lanes of a set keep pace. Since a set's place and the
+How many places of a row belong to each set is such that after every row, hence after every
+batch, each set has had its share of all samples to within one. Which lanes they are in is
+such that all lanes of a set keep pace, to within a few samples. Since a set's place and the
 run's are equal mod L, rank r of w reads its own streams of every set, for every w that divides
-L; and since all of this repeats after a fixed number of rows, it is looked up, not replayed.
+L; and since all of this follows a pattern that repeats, it is looked up, not replayed.
 
 Source:
     Baruah, Cohen, Plaxton, Varvel 1996, Proportionate progress, Algorithmica 15: windows
@@ -84,8 +84,9 @@ class MixtureOrder:
     def part_epochs(self, step: int) -> list[float]:
         """Return how often each set has been gone through before a step."""
         served = self.served(step)
-        lengths = [p.steps_per_epoch * p.config.global_batch_size for p in self.parts]
-        return [n / length for n, length in zip(served.tolist(), lengths, strict=True)]
+        return [
+            n / part.places_per_epoch for n, part in zip(served.tolist(), self.parts, strict=True)
+        ]
 
     def served(self, step: int) -> Rows:
         """Return how many samples of each set the steps before this one take, (n_parts,)."""
@@ -324,14 +325,6 @@ def _share_lanes(wanted, n_lanes, n_times, by_share):
                 level += 1
             for lane in range(n_lanes):
                 had[s, lane] += out[row, lane] == s
-        if (row + 1) % n_rows == 0 and _all_even(had):
+        if (row + 1) % n_rows == 0 and (had == had[:, :1]).all():
             return out[: row + 1]
     return out
-
-
-@njit(cache=True, nogil=True)
-def _all_even(had):
-    for s in range(len(had)):
-        if had[s].min() != had[s].max():
-            return False
-    return True

@@ -34,6 +34,8 @@ from .weights import WeightConfig, expected_counts, sample_weights, to_fixed
 
 Rows = npt.NDArray[np.int64]
 
+_LARGE = 2**18  # samples; of larger sets two epochs are held at a time
+
 
 class Order(Protocol):
     """What a loader asks of an order.
@@ -115,13 +117,19 @@ class TrainingOrder:
                 f'found {config.global_batch_size}; lower it, or set tail = "wrap"'
             )
         self._selection = Selection.of(index, rows, _fixed_counts(index, config.weights, rows))
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        n_held = 2 if self.n_samples >= _LARGE else 8  # lanes of a mixture may be epochs apart
+        self._epoch = lru_cache(maxsize=n_held)(self._draw_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch, the same on every rank."""
         whole, rest = divmod(self.n_samples, self.config.global_batch_size)
         return whole + (self.config.tail == "wrap" and rest > 0)
+
+    @property
+    def places_per_epoch(self) -> int:
+        """Samples served in one epoch over all ranks."""
+        return self.steps_per_epoch * self.config.global_batch_size
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch a step (counted from the start of training) belongs to."""
@@ -161,9 +169,9 @@ class TrainingOrder:
         """Return the row at each place, counted in samples from the start of training.
 
         A mixture walks through its data sets by this; a place belongs to the epoch
-        ``place // (steps_per_epoch * global_batch_size)``.
+        ``place // places_per_epoch``.
         """
-        epochs, offsets = np.divmod(places, self.steps_per_epoch * self.config.global_batch_size)
+        epochs, offsets = np.divmod(places, self.places_per_epoch)
         rows = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
@@ -309,4 +317,4 @@ def _fixed_counts(
 
 
 def _digest(values: npt.NDArray[Any]) -> str:
-    return xxhash.xxh3_64(np.ascontiguousarray(values)).hexdigest()
+    return xxhash.xxh3_64(np.ascontiguousarray(values).data).hexdigest()

@@ -217,17 +217,17 @@ class PyavReader(AudioReader):
 
     def _place(self, first_samples: int, time_base: Fraction) -> int | None:
         """Return the place of the current frame by its time, None if that is not exact."""
-        if self._frame is None or self._pts is None or self._first_time is None:
+        frame, first_time = self._frame, self._first_time
+        if frame is None or self._pts is None or frame.time_base is None or first_time is None:
             return None
-        time = self._pts * self._frame.time_base
-        found = (time - self._first_time) * self.sample_rate
+        found = (self._pts * frame.time_base - first_time) * self.sample_rate
         tick = time_base * self.sample_rate
         if tick <= 1:
             return round(found)
         if self._stream.codec_context.name not in EQUAL_FRAME_CODECS:
             return None
-        n_frames = round((found - first_samples) / self._frame.samples)
-        place = first_samples + n_frames * self._frame.samples
+        n_frames = round((found - first_samples) / frame.samples)
+        place = first_samples + n_frames * frame.samples
         return place if abs(place - found) <= tick else None
 
     def _declared_s(self) -> float:

@@ -173,8 +173,7 @@ class ShardCache:
                 return held
             has_room = self._reserve(partial, n_bytes, wait_s=wait_s)
             payload = fetch()
-            if has_room and write(partial, payload):
-                partial_path(path).rename(path)
+            if has_room and write(partial, payload) and self._rename(path, wait_s=wait_s):
                 is_named = True
                 with contextlib.suppress(BlockingIOError):  # it is being removed already
                     fcntl.flock(partial, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -184,6 +183,13 @@ class ShardCache:
                 partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
         self._warn_of_no_room(n_bytes)
         return np.frombuffer(payload, np.uint8)
+
+    def _rename(self, path: Path, *, wait_s: float) -> bool:
+        """Give a download its name, unless others survey the folder: none may be missed."""
+        with self._usage(wait_s) as usage:
+            if usage is not None:
+                partial_path(path).rename(path)
+            return usage is not None
 
     def _warn_of_no_room(self, n_bytes: int) -> None:
         if not self._warned:
@@ -238,12 +244,12 @@ class ShardCache:
             for pause_s in pauses(wait_s):
                 if try_lock(descriptor):
                     yield descriptor
-                    # A process forked meanwhile has the descriptor too: closing is not enough.
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
                     return
                 time.sleep(pause_s)
             yield None
         finally:
+            # A process forked meanwhile has the descriptor too: closing is not enough.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 
@@ -309,7 +315,10 @@ def clear_cache(folder: Path, name: str | None = None) -> tuple[int, int]:
 
 
 def _survey(folder: Path) -> list[CachedFile]:
-    """List pieces and downloads under way; remove what killed downloads left."""
+    """List pieces and downloads under way; remove what killed downloads left.
+
+    Under the lock of ``_usage`` it misses nothing: no file changes its name meanwhile.
+    """
     found: list[CachedFile] = []
     for path in folder.glob(f"*/*{PIECE_SUFFIX}*"):
         match = _NAME.fullmatch(path.name)

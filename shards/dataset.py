@@ -135,8 +135,8 @@ class Dataset:
             shard, key = self.shard_of(row).name, self.key(row)
             found = "another" if payload else "none"
             raise ShardError(
-                f"{self.url}/{shard}: the json of {key} must be as melstream writes it, found "
-                f"{found}: the tars were made elsewhere; `read_member(row, 'json')` gives its bytes",
+                f"{self.url}/{shard}: the json of {key} must be melstream's own, found {found}: "
+                "the tars were made elsewhere; `read_member(row, 'json')` gives its bytes",
                 shard=shard,
                 key=key,
             ) from error

@@ -320,3 +320,9 @@ def test_features_that_cannot_be_are_refused(
         name = str(tmp_path / name)
     with pytest.raises(ValueError, match=message):
         read_features(name)
+
+
+def test_the_json_of_somebody_else_is_not_read_as_ours(foreign: Path) -> None:
+    index_tars(foreign, label_field="cls")
+    with pytest.raises(ShardError, match=r"must be melstream's own, found another.*read_member"):
+        open_dataset(foreign).read_info(0)

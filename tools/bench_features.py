@@ -1,4 +1,4 @@
-"""``melstream bench features``: log-mels of one clip on one thread, beside torchaudio's and lhotse's.
+"""``melstream bench features``: log-mels on one thread, beside torchaudio's and lhotse's.
 
 Each round runs every contender once, so that all meet the same load.
 """

@@ -34,7 +34,7 @@ def lhotse_seconds(
         Fbank,
         FbankConfig,
         LilcomChunkyWriter,
-        MonoCut,
+        MultiCut,
         NumpyFilesWriter,
         Recording,
     )
@@ -47,8 +47,8 @@ def lhotse_seconds(
         start = time.perf_counter()
         windows = CutSet.from_cuts(r.to_cut() for r in recordings).cut_into_windows(window_s)
         mono = (  # the first channel: to mix two, lhotse decodes the file twice
-            cut if isinstance(cut, MonoCut) else cut.to_mono()[0]
-            for cut in windows.resample(sample_rate)
+            cut.to_mono()[0] if isinstance(cut, MultiCut) else cut
+            for cut in windows.resample(sample_rate).data
         )
         CutSet.from_cuts(mono).compute_and_store_features(
             extractor=Fbank(FbankConfig(sampling_rate=sample_rate, num_mel_bins=n_mels)),

@@ -8,7 +8,9 @@ opened: its name and size are enough.
 """
 
 import hashlib
+import itertools
 import os
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ MIN_SHARDS = 8  # small corpora are cut too, for parallel builds and shuffles â€
 MIN_SHARD_SAMPLES = 32  # â€¦ but not into crumbs
 MEMBER_BYTES = 2_048  # of a sample beside its log-mel: headers, padding, json
 FLAC_BYTES_PER_SAMPLE = 1.2  # of a kept waveform: 16 bits, mostly halved
+STAT_CHUNK = 1_000  # clips: a call of a thread takes over a kilobyte while it waits
 STAT_THREADS = 16  # sizes of files are asked for at once: a network disk takes its time
 
 GUESSED_BYTES_PER_SECOND = {"wav": 96_000, "aif": 96_000, "aiff": 96_000, "flac": 60_000}
@@ -128,14 +131,14 @@ def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
             f"no audio to build from: the corpus lists {len(listing.clips)} clips and none of "
             "them has a file; check the folder"
         )
-    estimates = [_estimate(listing.clips[place], int(sizes[place]), settings) for place in order]
+    estimates = _estimates(listing.clips, sizes, order, settings)
     bounds = _cut(estimates, settings)
     return Plan(
         settings=settings,
         listing=listing,
         order=order,
         bounds=bounds,
-        n_bytes=sum(n_bytes for _, n_bytes in estimates),
+        n_bytes=sum(estimates[1]),
         hash=_hash(listing, settings, sizes, order, bounds),
     )
 
@@ -143,12 +146,15 @@ def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
 def _file_sizes(listing: Listing) -> npt.NDArray[np.int64]:
     """Return the bytes of each clip's file, -1 where there is none."""
 
-    def size(clip: Clip) -> int:
-        return -1 if clip.path is None else os.stat(listing.root / clip.path).st_size
+    root, n_clips = os.fspath(listing.root), len(listing.clips)
+
+    def sizes(first: int) -> list[int]:
+        paths = (clip.path for clip in listing.clips[first : first + STAT_CHUNK])
+        return [-1 if p is None else os.stat(os.path.join(root, p)).st_size for p in paths]
 
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        found = pool.map(size, listing.clips, chunksize=1_000)
-        return np.fromiter(found, np.int64, len(listing.clips))
+        chunks = pool.map(sizes, range(0, n_clips, STAT_CHUNK))
+        return np.fromiter(itertools.chain.from_iterable(chunks), np.int64, n_clips)
 
 
 def _stored_order(clips: Sequence[Clip], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -163,6 +169,21 @@ def _stored_order(clips: Sequence[Clip], sizes: npt.NDArray[np.int64]) -> npt.ND
         )
     )
     return order[sizes[order] >= 0]
+
+
+def _estimates(
+    clips: Sequence[Clip],
+    sizes: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    settings: PlanSettings,
+) -> tuple[array, array]:
+    """Guess samples and bytes of each clip, in stored order: 16 bytes a clip, not 120."""
+    samples, n_bytes = array("q"), array("q")
+    for place in order:
+        estimate = _estimate(clips[place], int(sizes[place]), settings)
+        samples.append(estimate[0])
+        n_bytes.append(estimate[1])
+    return samples, n_bytes
 
 
 def _estimate(clip: Clip, n_bytes: int, settings: PlanSettings) -> tuple[int, int]:
@@ -180,22 +201,22 @@ def _estimate(clip: Clip, n_bytes: int, settings: PlanSettings) -> tuple[int, in
     return n_samples, int(duration_s * per_second) + n_samples * MEMBER_BYTES
 
 
-def _cut(estimates: Sequence[tuple[int, int]], settings: PlanSettings) -> npt.NDArray[np.int64]:
+def _cut(estimates: tuple[array, array], settings: PlanSettings) -> npt.NDArray[np.int64]:
     """Cut the clips, in order, into shards of equal samples or of about equal bytes.
 
     Bytes count where they decide how many shards there are, so that each takes about as long
     to build as the others.
     """
-    n_samples, n_bytes = (sum(values) for values in zip(*estimates, strict=True))
+    n_samples, n_bytes = map(sum, estimates)
     n_by_samples = -(-n_samples // settings.max_shard_samples)
     n_shards = max(
         n_by_samples,
         -(-n_bytes // settings.max_shard_bytes),
-        min(MIN_SHARDS, len(estimates) // MIN_SHARD_SAMPLES),
+        min(MIN_SHARDS, len(estimates[0]) // MIN_SHARD_SAMPLES),
     )
     axis, whole = (1, n_bytes) if n_shards > n_by_samples else (0, n_samples)
     bounds, samples, size, total = [0], 0, 0, 0
-    for place, estimate in enumerate(estimates):
+    for place, estimate in enumerate(zip(*estimates, strict=True)):
         is_full = (
             samples + estimate[0] > settings.max_shard_samples
             or size + estimate[1] > settings.max_shard_bytes
@@ -205,7 +226,7 @@ def _cut(estimates: Sequence[tuple[int, int]], settings: PlanSettings) -> npt.ND
             bounds.append(place)
             samples = size = 0
         samples, size, total = samples + estimate[0], size + estimate[1], total + estimate[axis]
-    return np.array([*bounds, len(estimates)], np.int64)
+    return np.array([*bounds, len(estimates[0])], np.int64)
 
 
 def _hash(
@@ -222,6 +243,6 @@ def _hash(
     for clip in listing.clips:
         row = (clip.key, clip.source, clip.labels, clip.start_s, clip.duration_s)
         digest.update(repr((*row, clip.offset_s, clip.split, clip.events)).encode())
-    for array in (sizes, order, bounds):
-        digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+    for column in (sizes, order, bounds):
+        digest.update(np.ascontiguousarray(column, np.int64).tobytes())
     return digest.hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Time log-mels of one clip on one thread: what ``melstream bench features`` does.
 
-    python tests/benchmarks/bench_logmel.py
+python tests/benchmarks/bench_logmel.py
 """
 
 import os
