@@ -109,7 +109,10 @@ def decode(path: Path, *, start_s: float = 0.0, duration_s: float | None = None)
         samples = _read(reader, None if end is None else end - first)
         if end is None or len(samples) < end - first:
             _require_end(reader, n_missing_bytes)
-        return _decoded(reader, samples, first)
+        decoded = _decoded(reader, samples, first)
+    if not np.isfinite([samples.min(), samples.max()]).all():
+        raise SampleError(f"{path}: finite samples required, found NaN or inf", reason="not_finite")
+    return decoded
 
 
 def decode_windows(
@@ -132,8 +135,8 @@ def decode_windows(
         the windows in order, at least one.
 
     Raises:
-        SampleError: as ``decode``; a file that is broken or cut short gives its whole windows
-            first.
+        SampleError: as ``decode``, but for ``not_finite``, which concerns one window and is left
+            to ``prepare``; a file that is broken or cut short gives its whole windows first.
         ValueError: as ``decode``, or ``window_s`` is less than a sample.
     """
     _require_times(start_s, duration_s=duration_s, window_s=window_s)
@@ -255,8 +258,6 @@ def _decoded(reader: AudioReader, samples: Samples, first: int) -> Decoded:
             f"{reader.position / rate:g} s",
             reason="past_end",
         )
-    if not np.isfinite([samples.min(), samples.max()]).all():
-        raise SampleError(f"{path}: finite samples required, found NaN or inf", reason="not_finite")
     return Decoded(samples, rate, reader.decoder, reader.format, path, first / rate)
 
 

@@ -2,7 +2,8 @@
 
 An epoch holds where its shards lie and draws a stream when it is first asked for: a rank
 pays for its own streams only. With weights, a sample stands as often as its count of this
-epoch says, its copies spread evenly over its shard; a shard then is what a stream holds.
+epoch says. Its copies are spread evenly over a stretch of its shard, longer than a window
+where streams are long: a clip that stands sixty times must not fill the batches of an hour.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .weights import count_of, phase_key
 Rows = npt.NDArray[np.int64]
 
 _SHARDS, _WHOLE, _WINDOW, _, _SPREAD = range(5)  # purposes of draws; 3 is that of weights
+_STRETCHES = 32  # of a stream, so that both its ends together read little that others serve
 _SHIFT = np.uint64(32)
 
 
@@ -81,6 +83,9 @@ class Epoch:
         self._window_bytes = max(1, shuffle_bytes // n_streams)
         self._is_whole = selection.n_bytes <= shuffle_bytes
         self._n_streams = 1 if self._is_whole else n_streams
+        n_samples = len(selection.rows)
+        in_window = self._window_bytes * n_samples // max(1, selection.n_bytes)
+        self._stretch = max(1, in_window, n_samples // n_streams // _STRETCHES)
         sizes = self._shard_sizes()
         self._shards = permutation(derive_key(seed, epoch, _SHARDS), len(sizes))
         self._ends = np.cumsum(sizes[self._shards])
@@ -142,6 +147,7 @@ class Epoch:
             phase_key(self._seed),
             derive_key(self._seed, self._epoch, _SPREAD),
             np.uint64(self._epoch),
+            self._stretch,
         )
         return first + places[np.argsort(when, kind="stable")][low:high]
 
@@ -172,11 +178,10 @@ def _count_shards(starts, fixed, rows, key, epoch):
 
 
 @njit(cache=True, nogil=True)
-def _spread_copies(fixed, rows, key, spread_key, epoch):
-    """Return each copy's sample and its place in the shard, in multiples of 2**-32.
+def _spread_copies(fixed, rows, key, spread_key, epoch, stretch):
+    """Return each copy's sample and its place in the shard, in multiples of 2**-32 stretches.
 
-    Copy j of c stands at (j + u) / c, u in [0, 1) drawn for the sample: a clip that is
-    served sixty times is served evenly, not in a row.
+    Copy j of c stands at (j + u) / c of its stretch, u in [0, 1) drawn for the sample.
     """
     counts = np.empty(fixed.size, np.int64)
     for i in range(fixed.size):
@@ -185,9 +190,10 @@ def _spread_copies(fixed, rows, key, spread_key, epoch):
     when = np.empty(places.size, np.uint64)
     at = 0
     for i in range(fixed.size):
+        begin = np.uint64(i // stretch) << _SHIFT
         shift = draw(spread_key, np.uint64(rows[i])) >> _SHIFT
         for copy in range(counts[i]):
             places[at] = i
-            when[at] = ((np.uint64(copy) << _SHIFT) + shift) // np.uint64(counts[i])
+            when[at] = begin + ((np.uint64(copy) << _SHIFT) + shift) // np.uint64(counts[i])
             at += 1
     return places, when

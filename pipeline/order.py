@@ -77,8 +77,8 @@ class OrderConfig(BaseModel):
     shuffle_bytes: int = Field(
         default=2**30,
         ge=1,
-        description="bytes the shuffle may hold over all streams; with weights, a stream holds "
-        "one shard at least",
+        description="bytes the shuffle may hold over all streams; with weights, a thirty-second "
+        "part of each stream, but no more than a shard, where that is more",
     )
     tail: Literal["drop", "wrap"] = Field(
         default="drop",

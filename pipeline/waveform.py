@@ -95,13 +95,17 @@ def prepare(
         The waveform and the figures.
 
     Raises:
-        SampleError: ``too_short``; ``silent``: all samples are zero, or become so when
-            mixed, as in stereo whose channels are each other's negative (the message tells
+        SampleError: ``too_short``; ``not_finite``; ``silent``: all samples are zero, or become
+            so when mixed, as in stereo whose channels are each other's negative (the message tells
             which).
     """
     samples, rate = decoded.samples, decoded.sample_rate
     _require_duration(decoded, min_duration_s, spec)
     levels = measure_levels(samples)
+    if not math.isfinite(levels.peak):
+        raise SampleError(
+            f"{decoded.path}: finite samples required, found NaN or inf", reason="not_finite"
+        )
     waveform = resample(
         to_mono(samples), from_rate=rate, to_rate=spec.sample_rate, quality=spec.resampler_quality
     )

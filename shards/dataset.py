@@ -63,7 +63,13 @@ class Dataset:
     @cached_property
     def index(self) -> Index:
         """The index of the data set."""
-        return read_index(self.storage, n_samples=self.manifest.n_samples)
+        manifest = self.manifest
+        return read_index(
+            self.storage,
+            n_samples=manifest.n_samples,
+            n_classes=len(manifest.label_names),
+            name=manifest.index_name,
+        )
 
     def __len__(self) -> int:
         return self.manifest.n_samples

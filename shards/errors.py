@@ -20,10 +20,11 @@ REASONS = {
     "not_finite": "the waveform holds NaN or infinity",
     "silent": "every sample of the waveform is zero",
     "too_short": "shorter than the shortest clip allowed",
+    "tail": "what is left of a recording after its last window: under a tenth of one",
     "past_end": "the segment starts at or past the end of the recording",
     "too_long": "a whole recording of more than an hour: cut it into windows",
     "mis_sized": "more than twice as long as the metadata says: not the clip it names",
-    "crashed": "the decoder crashed on this file: its process died",
+    "crashed": "the decoder crashed on this file, or came to no end: its process died",
     "failed": "an error nobody foresaw; the message has it, please report it",
 }
 """Why an input did not become a sample, and what each word means."""

@@ -5,6 +5,7 @@ What stands under its final name is complete, also after a crash or a power cut.
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,8 +26,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable; nothing is left under either name.
     """
-    # One name per process: two writers of one file must never share a temporary one.
-    partial = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # Two writers of one file, on one machine or two, must never share a temporary name.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
         with partial.open("wb") as file:
             yield file

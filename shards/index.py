@@ -14,9 +14,11 @@ import numpy.typing as npt
 import xxhash
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from .errors import DatasetError
-from .files import sync_tree
+from .keys import MAX_KEY_BYTES
 from .storage import Storage
 
 INDEX_NAME = "index.zarr"
@@ -172,58 +174,95 @@ def hash_index(index: Index) -> str:
     return digest.hexdigest()
 
 
-def hash_files(storage: Storage) -> str:
-    """Hash names and bytes of all files of ``index.zarr``; 32 hex digits of xxh3_128."""
+def hash_files(files: Mapping[str, bytes]) -> str:
+    """Hash names and bytes of the files of an index; 32 hex digits of xxh3_128."""
     digest = xxhash.xxh3_128()
-    for name, size in storage.list(f"{INDEX_NAME}/"):
-        digest.update(f"{name} {size}\n".encode())
-        digest.update(storage.read(name))
+    for name, payload in sorted(files.items()):
+        digest.update(f"{name} {len(payload)}\n".encode())
+        digest.update(payload)
     return digest.hexdigest()
 
 
-def write_index(storage: Storage, index: Index) -> None:
-    """Write ``index.zarr``; it counts once the manifest that holds its hash is written."""
-    storage.delete_all(f"{INDEX_NAME}/")
-    store = storage.zarr_store(INDEX_NAME, read_only=False)
-    group = zarr.create_group(store=store, attributes={"n_samples": len(index)})
-    for name, dtype in COLUMNS.items():
-        _write_column(group, name, index.column(name).astype(dtype, copy=False))
-    if storage.folder is not None:
-        sync_tree(storage.folder / INDEX_NAME)
+def write_index(storage: Storage, index: Index, *, name: str = INDEX_NAME) -> str:
+    """Write the index file by file; it counts once the manifest that holds its hash is written.
+
+    Nothing is removed: two that write the same index at the same time do no harm.
+
+    Args:
+        storage: where the data set goes.
+        index: all its rows.
+        name: of the index in it.
+
+    Returns:
+        ``hash_files`` of what was written.
+    """
+    held: dict[str, Buffer] = {}
+    group = zarr.create_group(store=MemoryStore(held), attributes={"n_samples": len(index)})
+    for column, dtype in COLUMNS.items():
+        _write_column(group, column, index.column(column).astype(dtype, copy=False))
+    files = {path: buffer.to_bytes() for path, buffer in held.items()}
+    for path, payload in files.items():
+        storage.write(f"{name}/{path}", payload)
+    return hash_files(files)
 
 
-def read_index(storage: Storage, *, n_samples: int) -> Index:
+def read_index_files(storage: Storage, name: str) -> dict[str, bytes]:
+    """Read the files of an index as they are."""
+    found = [path for path, _ in storage.list(f"{name}/")]
+    return {path.removeprefix(f"{name}/"): storage.read(path) for path in found}
+
+
+def read_index(
+    storage: Storage, *, n_samples: int, n_classes: int, name: str = INDEX_NAME
+) -> Index:
     """Open ``index.zarr``; columns are read when they are used.
 
     Args:
         storage: where the data set lies.
-        n_samples: what the manifest says.
+        n_samples, n_classes: what the manifest says.
+        name: of the index in it.
 
     Raises:
-        DatasetError: it is missing, lacks a column, or has another number of rows.
+        DatasetError: it is missing, lacks a column, or a column is not of the size and type it
+            must be.
     """
-    place = f"{storage.url}/{INDEX_NAME}"
+    place = f"{storage.url}/{name}"
     remedy = f"build the data set again, or remove {storage.url}"
     try:
-        group = zarr.open_group(store=storage.zarr_store(INDEX_NAME, read_only=True), mode="r")
-        found = {name: group.get(name) for name in COLUMNS}
+        group = zarr.open_group(store=storage.zarr_store(name, read_only=True), mode="r")
+        found = {column: group.get(column) for column in COLUMNS}
     except FileNotFoundError as error:
-        message = f"{storage.url} has a manifest but no `{INDEX_NAME}`; {remedy}"
+        message = f"{storage.url} has a manifest but no `{name}`; {remedy}"
         raise DatasetError(message) from error
     except (ValueError, TypeError, KeyError) as error:  # JSON that is damaged
         raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
-    arrays = {name: array for name, array in found.items() if isinstance(array, zarr.Array)}
+    arrays = {column: a for column, a in found.items() if isinstance(a, zarr.Array)}
     missing = sorted(set(COLUMNS) - set(arrays))
     if missing:
         raise DatasetError(f"{place} lacks the columns {', '.join(missing)}; {remedy}")
-    for name, array in arrays.items():
-        expected = n_samples + (name == "label_indptr")
-        if name != "label_ids" and array.shape[0] != expected:
-            raise DatasetError(
-                f"{place}: column `{name}` must have {expected} rows, found {array.shape[0]}; "
-                f"{remedy}"
-            )
+    for column, array in arrays.items():
+        fault = _fault(column, array, n_samples, n_classes)
+        if fault:
+            raise DatasetError(f"{place}: column `{column}` must have {fault}; {remedy}")
     return Index(arrays)
+
+
+def _fault(column: str, array: zarr.Array, n_samples: int, n_classes: int) -> str | None:
+    """Say what is wrong with a column's size or type, before memory is taken for it."""
+    rows = array.shape[0] if array.ndim else 0
+    if array.dtype != COLUMNS[column]:
+        return f"the type {np.dtype(COLUMNS[column])}, found {array.dtype}"
+    if array.ndim != 1 + (column == "key"):
+        return f"{1 + (column == 'key')} axes, found {array.ndim}"
+    if column == "label_ids":
+        most = n_samples * n_classes
+        return None if rows <= most else f"at most {most} values, found {rows}"
+    expected = n_samples + (column == "label_indptr")
+    if rows != expected:
+        return f"{expected} rows, found {rows}"
+    if column == "key" and array.shape[1] > MAX_KEY_BYTES:
+        return f"at most {MAX_KEY_BYTES} bytes a key, found {array.shape[1]}"
+    return None
 
 
 def _write_column(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:

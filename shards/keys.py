@@ -12,6 +12,7 @@ import re
 TAR_NAME_BYTES = 100  # POSIX.1-1988 ustar header, field `name`
 MAX_KEY_BYTES = TAR_NAME_BYTES - len(".logmel.npy")  # 89
 KEY_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}}")
+WINDOW_SUFFIX_BYTES = 11  # `-` and up to ten digits: a hundred days in milliseconds
 
 _HASH_BYTES = 8  # two million names that need a hash: a collision in 1 of 10 million data sets
 
@@ -45,6 +46,37 @@ def make_key(name: str) -> str:
     if len(readable) > room:  # the end of a path tells more than its middle
         readable = readable[: room // 2] + readable[-(room - room // 2) :]
     return f"{readable}-{digest}"
+
+
+def window_stem(clip_key: str) -> str:
+    """Return what the keys of a clip's windows start with: its key, shortened where it is long.
+
+    >>> window_stem("rain"), len(window_stem("r" * 89))
+    ('rain', 78)
+    """
+    room = MAX_KEY_BYTES - WINDOW_SUFFIX_BYTES
+    if len(clip_key) <= room:
+        return clip_key
+    digest = hashlib.blake2b(clip_key.encode(), digest_size=_HASH_BYTES).hexdigest()
+    return f"{clip_key[: room - len(digest) - 1]}-{digest}"
+
+
+def window_key(clip_key: str, start_ms: int) -> str:
+    """Return the key of a window that starts so many milliseconds into its clip.
+
+    >>> window_key("rain", 10_000)
+    'rain-00010000'
+    """
+    return f"{window_stem(clip_key)}-{start_ms:08d}"
+
+
+def stem_of_window(key: str) -> str:
+    """Return the stem of a window's key.
+
+    >>> stem_of_window("rain-00010000")
+    'rain'
+    """
+    return key.rpartition("-")[0]
 
 
 def check_key(key: str) -> None:

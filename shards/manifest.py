@@ -32,7 +32,7 @@ class ShardEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ShardName = Field(description="file name inside the data set")
-    size_bytes: int = Field(ge=0, description="size of the tar, in bytes")
+    size_bytes: int = Field(ge=1, description="size of the tar, in bytes")
     n_samples: int = Field(ge=1, description="samples in the tar")
     sha256: Sha256 = Field(description="hash of the whole tar")
 
@@ -84,6 +84,11 @@ class Manifest(BaseModel):
     band_mean: tuple[float, ...] = Field(description="mean log-mel per band over the set")
     band_std: tuple[float, ...] = Field(description="standard deviation per band over the set")
     ids_hash: str = Field(description="hash of the sorted keys, to compare who has which clips")
+    index_name: str = Field(
+        default="index.zarr",
+        pattern=r"^index(-[0-9]{1,9})?\.zarr$",
+        description="name of the index; a set that was added to has a further one",
+    )
     index_hash: str = Field(description="hash of all columns of the index; see `hash_index`")
     index_files_hash: str = Field(description="hash of the files of the index; see `hash_files`")
     build: BuildSettings
@@ -172,7 +177,7 @@ def _read_json(place: str, text: bytes) -> tuple[Any, Any]:
     """Return the content, and the checksum that stands in it."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{place} must be JSON, found: {error}; copy it again") from error
     return content, content.pop("checksum", None) if isinstance(content, dict) else None
 

@@ -187,7 +187,7 @@ class RemoteStorage(Storage):
         place = RemoteStorage(self.url_of(checked_name(name)), timeout_s=self.timeout_s)
         return RemoteZarrStore(place, read_only=read_only)
 
-    def clean(self) -> None:
+    def clean(self, name: str = "") -> None:
         """See ``Storage.clean``; cut uploads are invisible, and a rule of the bucket ends them."""
 
     def _check_can(self, verb: str) -> None:

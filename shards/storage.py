@@ -8,6 +8,7 @@ environment variables, never from the address.
 """
 
 import contextlib
+import glob
 import re
 import shutil
 from abc import ABC, abstractmethod
@@ -120,8 +121,8 @@ class Storage(ABC):
         """Return a Zarr store of all there is below ``name``."""
 
     @abstractmethod
-    def clean(self) -> None:
-        """Remove what killed writers left; call it while nobody writes here."""
+    def clean(self, name: str = "") -> None:
+        """Remove what killed writers of one name, or of all, left; while nobody writes it."""
 
 
 def open_storage(place: str | Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Storage:
@@ -227,9 +228,13 @@ class LocalStorage(Storage):
 
         return LocalStore(self._path(name), read_only=read_only)
 
-    def clean(self) -> None:
+    def clean(self, name: str = "") -> None:
         """See ``Storage.clean``."""
-        for path in sorted(self._root.rglob(f"*{TEMPORARY_SUFFIX}")):
+        if not self._root.is_dir():
+            return
+        pattern = f"{glob.escape(name)}.*{TEMPORARY_SUFFIX}" if name else f"*{TEMPORARY_SUFFIX}"
+        found = self._root.glob(pattern) if name else self._root.rglob(pattern)
+        for path in sorted(found):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

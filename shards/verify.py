@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from .dataset import Dataset
 from .errors import DatasetError, ShardError
-from .index import INDEX_NAME, hash_files, hash_index
+from .index import INDEX_NAME, hash_files, hash_index, read_index_files
+from .index_check import find_fault
 from .keys import make_key
 from .manifest import MANIFEST_NAME, manifest_bytes
 from .tar_members import split_name
@@ -59,19 +60,34 @@ def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
             f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {remedy}",
             shard=MANIFEST_NAME,
         )
-    try:
-        is_index = hash_index(dataset.index) == manifest.index_hash
-    except DatasetError as error:
-        yield ShardError(str(error), shard=INDEX_NAME)
-        return
-    if is_index and full:
-        is_index = hash_files(storage) == manifest.index_files_hash
-    if not is_index:
+    fault = _index_fault(dataset, full=full)
+    if fault:
         yield ShardError(
-            f"{dataset.url}/{INDEX_NAME} is not the index that the manifest was written with; "
-            f"{remedy}",
-            shard=INDEX_NAME,
+            f"{dataset.url}/{manifest.index_name}: {fault}; {remedy}", shard=INDEX_NAME
         )
+    if not storage.url.startswith("http"):  # a web server lists nothing
+        named = {shard.name for shard in manifest.shards}
+        for name, _ in storage.list():
+            if name.endswith(".tar") and "/" not in name and name not in named:
+                yield ShardError(
+                    f"{dataset.url}/{name} is no shard of this data set, and a reader of all tars "
+                    "would take it for one; remove it",
+                    shard=name,
+                )
+
+
+def _index_fault(dataset: Dataset, *, full: bool) -> str | None:
+    manifest, storage = dataset.manifest, dataset.storage
+    try:
+        is_same = hash_index(dataset.index) == manifest.index_hash
+    except DatasetError as error:
+        return str(error)
+    if is_same and full and not storage.url.startswith("http"):
+        files = read_index_files(storage, manifest.index_name)
+        is_same = hash_files(files) == manifest.index_files_hash
+    if not is_same:
+        return "not the index that the manifest was written with"
+    return find_fault(dataset.index, manifest)
 
 
 def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:

@@ -16,7 +16,7 @@ from hypothesis import settings
 from rich.console import Console
 
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.index import concatenate, hash_files, hash_index, write_index
+from melstream.shards.index import concatenate, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
@@ -80,7 +80,7 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         entries.append(writer.entry)
         indexes.append(writer.index)
     index = concatenate(indexes)
-    write_index(storage, index)
+    index_files_hash = write_index(storage, index)
     values = np.concatenate([s.logmel.astype(np.float64) for samples in shards for s in samples])
     manifest = Manifest(
         features=SPEC,
@@ -95,7 +95,7 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         band_std=tuple(values.std(0) + 1e-3),
         ids_hash="0" * 16,
         index_hash=hash_index(index),
-        index_files_hash=hash_files(storage),
+        index_files_hash=index_files_hash,
         build=BuildSettings(
             corpus="test",
             plan_hash="0" * 16,

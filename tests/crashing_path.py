@@ -1,4 +1,4 @@
-"""A folder in which some files kill the process that opens them, as a broken C library does."""
+"""A folder in which some files kill or hang who opens them, as a broken C library does."""
 
 import os
 import signal
@@ -11,4 +11,6 @@ class CrashingPath(PosixPath):
     def __truediv__(self, name: object) -> Path:
         if "crash" in str(name):
             os.kill(os.getpid(), signal.SIGSEGV)
+        while "hang" in str(name):
+            os.sched_yield()
         return Path(self) / str(name)

@@ -133,7 +133,7 @@ def test_two_builds_of_one_folder_do_not_meet(corpus: Path, tmp_path: Path) -> N
 
 
 def interrupt_assembly(corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    def killed(*arguments: object) -> None:
+    def killed(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)

@@ -18,14 +18,13 @@ from crashing_path import CrashingPath
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.errors import REASONS, DatasetError
-from melstream.shards.manifest import Manifest
+from melstream.shards.errors import REASONS
 from melstream.shards.spec import PRESETS, FeatureSpec
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.build import Part, build
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
-from melstream.tools.build_retry import retry_failed
+from melstream.tools.build_report import reject_share
 from melstream.tools.build_workers import run_here, run_jobs
 from melstream.tools.corpora import folder
 
@@ -121,6 +120,20 @@ def test_a_file_that_kills_its_decoder_costs_that_file_only(corpus: Path, tmp_pa
     assert not any(find_problems(open_dataset(tmp_path / "out"), full=True))
 
 
+def test_a_file_that_hangs_its_decoder_costs_that_file_only(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("melstream.tools.build_workers.STALL_S", 5.0)
+    shutil.copyfile(next(corpus.rglob("0.flac")), next(corpus.iterdir()) / "hang.flac")
+    plan = plan_of(corpus)
+    listing = dataclasses.replace(plan.listing, root=CrashingPath(corpus))
+    plan = dataclasses.replace(plan, listing=listing)
+    report = build(plan, open_storage(tmp_path / "out"), lambda jobs: run_jobs(jobs, 1), silent)
+    assert report.manifest is not None
+    assert report.manifest.n_rejects == {"crashed": 1}
+    assert report.manifest.n_samples == 12
+
+
 FULL_DISK = """
 import resource, signal, sys
 from melstream.tools.cli import main
@@ -198,6 +211,44 @@ def test_a_recording_of_which_nothing_is_left_is_one_reject(
     assert dataset.manifest.n_rejects == {"silent": 2}
     lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     assert {json.loads(line)["source"] for line in lines} == {"noise/rising.wav", "noise/zero.wav"}
+
+
+def test_a_short_rest_is_counted_and_no_sample_is_made_of_it(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 4 + 800)
+    path = tmp_path / "long" / "noise" / "a.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, noise, 16_000)
+    dataset = run(plan_of(tmp_path / "long", window_s=2.0), tmp_path / "out")
+    assert len(dataset) == 2
+    assert dataset.manifest.n_rejects == {"tail": 1}
+    assert reject_share(dataset.manifest) == 0
+
+
+def test_a_window_with_a_broken_sample_costs_that_window(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 6).astype(np.float32)
+    noise[20_000] = np.nan
+    path = tmp_path / "long" / "noise" / "a.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, noise, 16_000, subtype="FLOAT")
+    dataset = run(plan_of(tmp_path / "long", window_s=1.0), tmp_path / "out")
+    assert len(dataset) == 5
+    assert dataset.manifest.n_rejects == {"not_finite": 1}
+
+
+def test_strong_labels_are_cut_with_the_windows(long_recording: Path, tmp_path: Path) -> None:
+    listing = folder.scan(long_recording.parents[1])
+    events = ((0.5, 1.0, 0), (1.0, 1.0, 0), (1.5, 3.5, 0))
+    clips = (dataclasses.replace(listing.clips[0], events=events),)
+    settings = PlanSettings(corpus="folder", features=SPEC, window_s=1.0)
+    plan = make_plan(dataclasses.replace(listing, clips=clips), settings)
+    dataset = run(plan, tmp_path / "out")
+    found = {dataset.read_info(row).start_s: dataset.read_info(row).events for row in range(4)}
+    assert found == {
+        0.0: ((0.5, 1.0, "noise"),),
+        1.0: ((0.0, 0.0, "noise"), (0.5, 1.0, "noise")),
+        3.0: ((0.0, 0.5, "noise"),),
+        4.0: (),
+    }
 
 
 def test_segments_of_one_file_stand_together_and_hold_what_was_asked_for(
@@ -293,92 +344,6 @@ def test_kept_audio_gives_the_features_again(corpus: Path, tmp_path: Path) -> No
             np.testing.assert_allclose(again + quiet, stored + quiet, rtol=0.05)
     assert n_compared > 5
     assert not any(find_problems(dataset, full=True))
-
-
-# --- another try
-
-
-def with_bad_files(corpus: Path) -> dict[Path, bytes]:
-    """Break three files; return what they held."""
-    files = sorted(corpus.rglob("*.flac"))[::4]
-    held = {path: path.read_bytes() for path in files}
-    for path in files:
-        path.write_bytes(held[path][:2_000])
-    return held
-
-
-def retry(plan: Plan, out: Path) -> Manifest:
-    report = retry_failed(plan, open_storage(out), run_here, silent)
-    assert report.manifest is not None
-    return report.manifest
-
-
-def test_what_was_rejected_and_is_mended_is_added(corpus: Path, tmp_path: Path) -> None:
-    held = with_bad_files(corpus)
-    out = tmp_path / "out" / "train"
-    before = run(plan_of(corpus), out)
-    tars = {path.name: path.read_bytes() for path in out.glob("*.tar")}
-    assert before.manifest.n_rejects == {"undecodable": 3}
-    (first, *others), (*_, last) = list(held), list(held)
-    for path in (first, last):
-        path.write_bytes(held[path])
-    manifest = retry(plan_of(corpus), out)
-    assert manifest.n_rejects == {"undecodable": 1}
-    assert manifest.n_samples == 11
-    assert {path.name: path.read_bytes() for path in out.glob("*.tar")}.items() > tars.items()
-    dataset = open_dataset(out)
-    assert not any(find_problems(dataset, full=True))
-    assert sources(dataset)[-1].endswith(".flac")
-    for path in others:
-        path.write_bytes(held[path])
-    assert retry(plan_of(corpus), out).n_rejects == {}
-    whole = run(plan_of(corpus), tmp_path / "whole" / "train")
-    added = open_dataset(out)
-    assert added.manifest.ids_hash == whole.manifest.ids_hash
-    np.testing.assert_allclose(added.manifest.band_mean, whole.manifest.band_mean, rtol=1e-9)
-    np.testing.assert_allclose(added.manifest.band_std, whole.manifest.band_std, rtol=1e-6)
-    assert build(plan_of(corpus), open_storage(out), run_here, silent).new == ()
-
-
-@pytest.mark.parametrize("at", ["write_index", "write_manifest", "measure_coverage"])
-def test_a_retry_that_was_interrupted_goes_on(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
-    held = with_bad_files(corpus)
-    for name in ("one", "two"):
-        run(plan_of(corpus), tmp_path / name / "train")
-    for path, payload in held.items():
-        path.write_bytes(payload)
-    plan = plan_of(corpus)
-    retry(plan, tmp_path / "one" / "train")
-
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)
-    with pytest.raises(KeyboardInterrupt):
-        retry(plan, tmp_path / "two" / "train")
-    monkeypatch.undo()
-    retry(plan, tmp_path / "two" / "train")
-    assert content(tmp_path / "two") == content(tmp_path / "one")
-
-
-def test_a_retry_with_other_settings_is_refused(corpus: Path, tmp_path: Path) -> None:
-    with_bad_files(corpus)
-    run(plan_of(corpus), tmp_path / "out")
-    with pytest.raises(DatasetError, match="was built with, found other min_duration_s"):
-        retry(plan_of(corpus, min_duration_s=0.5), tmp_path / "out")
-    with pytest.raises(DatasetError, match="found other features"):
-        retry(plan_of(corpus, features=CODED), tmp_path / "out")
-    with pytest.raises(DatasetError, match="build one with"):
-        retry(plan_of(corpus), tmp_path / "nothing")
-
-
-def test_nothing_to_retry_changes_nothing(corpus: Path, tmp_path: Path) -> None:
-    run(plan_of(corpus), tmp_path / "out")
-    before = content(tmp_path / "out")
-    retry(plan_of(corpus), tmp_path / "out")
-    assert content(tmp_path / "out") == before
 
 
 # --- quality

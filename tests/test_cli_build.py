@@ -136,7 +136,11 @@ def test_ray_that_is_not_there_is_an_error_with_the_remedy(
     melstream: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, error = build_csv(melstream, corpus, tmp_path / "out", "--executor", "ray")
+    csv = ["build", "csv", corpus, "--label-column", "label", "--executor", "ray"]
+    code, _, error = melstream(*csv, "--out", tmp_path / "out", "--jobs", "2")
+    assert code == 2
+    assert "`--jobs` goes with processes here" in error
+    code, _, error = melstream(*csv, "--out", tmp_path / "out")
     assert code == 1
     assert "pip install 'melstream[ray]'" in error
     assert not (tmp_path / "out" / "dataset.json").exists()

@@ -70,7 +70,7 @@ def test_every_clip_is_counted_in_all_in_its_split_and_in_each_of_its_classes(
         Counts(2, n_present=2, n_written=1, n_missing=0, n_rejected=1),
         Counts(0, n_present=0, n_written=0, n_missing=0, n_rejected=0),
     )
-    assert coverage.missing_keys == ("B", "c")
+    assert coverage.missing_ids == ("B", "c")
     assert coverage.missing_text() == "B\nc\n"
     assert coverage.listed_hash == hash_ids(["-a", "B", "_c", "b", "c"])
     assert coverage.written_hash == hash_ids(["-a", "b"])

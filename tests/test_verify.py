@@ -54,7 +54,8 @@ def test_any_altered_byte_of_a_shard_is_found_with_shard_and_key(small_dataset: 
     index, keys = small_dataset.index, [small_dataset.key(row) for row in range(60)]
     starts = {
         number: sorted(
-            (int(index.logmel_offset[row]) - 512, keys[row]) for row in range(60)
+            (int(index.logmel_offset[row]) - 512, keys[row])
+            for row in range(60)
             if index.shard[row] == number
         )
         for number in range(5)
@@ -75,9 +76,7 @@ def test_any_altered_byte_of_a_shard_is_found_with_shard_and_key(small_dataset: 
 
 
 @pytest.mark.parametrize("n_bytes", [1, 512, 10_000])
-def test_a_shard_that_lost_its_end_is_found(
-    small_dataset: Dataset, n_bytes: int
-) -> None:
+def test_a_shard_that_lost_its_end_is_found(small_dataset: Dataset, n_bytes: int) -> None:
     path = small_dataset.folder / small_dataset.manifest.shards[2].name
     path.write_bytes(path.read_bytes()[:-n_bytes])
     (problem,) = problems(small_dataset.folder)

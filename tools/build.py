@@ -21,7 +21,7 @@ from ..shards.errors import DatasetError
 from ..shards.keys import make_key
 from ..shards.manifest import CLAIM_NAME, MANIFEST_NAME, Manifest, read_manifest
 from ..shards.storage import Storage
-from .build_assemble import assemble
+from .build_assemble import assemble, remove_leftovers
 from .build_job import STAGING_NAME, DoneRecord, ShardJob, make_job, read_record
 from .build_plan import Plan
 from .coverage import Coverage
@@ -104,7 +104,7 @@ def build(
     """
     start = time.monotonic()
     if (manifest := find_built(plan, storage)) is not None:
-        storage.delete_all(f"{STAGING_NAME}/")
+        remove_leftovers(storage, manifest)
         return BuildReport(storage.url, manifest, 0, (), time.monotonic() - start)
     prefix = _claim(plan, storage)
     jobs = [make_job(plan, storage, prefix, shard) for shard in range(plan.n_shards)]
@@ -114,9 +114,9 @@ def build(
         n_skipped = sum(len(job.clips) for job in jobs if job.number in done)
         for n_clips in run(todo):
             report(n_skipped + n_clips, "clips")
-        new = tuple(read_record(job) for job in todo)
-    n_left = plan.n_shards - len(done_shards(storage))
-    manifest, coverage = (None, None) if n_left else _assemble_once(plan, storage, jobs)
+        new = tuple(_records(todo))
+    manifest, coverage = _assemble_last(plan, storage, jobs)
+    n_left = 0 if manifest else plan.n_shards - len(done_shards(storage))
     return BuildReport(storage.url, manifest, n_left, new, time.monotonic() - start, coverage)
 
 
@@ -173,10 +173,19 @@ def done_shards(storage: Storage) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def _assemble_once(
+def _records(jobs: Sequence[ShardJob]) -> Iterator[DoneRecord]:
+    """Read the done records, but for those that another part has assembled by now."""
+    for job in jobs:
+        with contextlib.suppress(FileNotFoundError):
+            yield read_record(job)
+
+
+def _assemble_last(
     plan: Plan, storage: Storage, jobs: Sequence[ShardJob]
-) -> tuple[Manifest, Coverage | None]:
-    """Assemble, unless another part that finished at the same time has done it."""
+) -> tuple[Manifest | None, Coverage | None]:
+    """Assemble if every shard is finished and no other part has done it or is faster."""
+    if done_shards(storage) != set(range(plan.n_shards)):
+        return find_built(plan, storage), None
     with locked(storage, "assemble", waits=True):
         manifest = find_built(plan, storage)
         if manifest is not None:

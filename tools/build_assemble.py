@@ -3,8 +3,10 @@
 It can be interrupted anywhere and done again: nothing is lost before the manifest stands.
 """
 
+import contextlib
 import heapq
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.errors import DatasetError, MelstreamError, SampleError
-from ..shards.index import Index, concatenate, write_index
+from ..shards.index import INDEX_NAME, Index, concatenate, hash_index, write_index
 from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.storage import Storage
 from .band_sums import BandSums
@@ -28,9 +30,9 @@ from .build_job import (
     reject,
 )
 from .build_plan import Plan
-from .coverage import Coverage, measure_coverage
+from .coverage import Coverage, hash_ids, measure_coverage
 from .data_card import write_card
-from .finish import common_fields, index_hashes, repeated_keys
+from .finish import common_fields, repeated_keys
 
 REJECTS_NAME = "rejects.jsonl"
 COVERAGE_NAME = "coverage.json"
@@ -82,19 +84,48 @@ def assemble(
         raise _nothing_left(plan, rejects)
     index = concatenate(indexes)
     _require_unique(index.sample_keys())
-    write_index(storage, index)
+    index_name = INDEX_NAME if base is None else next_index_name(base.manifest.index_name)
+    index_files_hash = write_index(storage, index, name=index_name)
     n_rejects = _write_rejects(storage, plan, rejects)
     coverage = measure_coverage(plan.listing, rejects)
     storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
     storage.write(MISSING_NAME, coverage.missing_text().encode())
-    hashes = {"ids_hash": coverage.written_hash, **index_hashes(storage, index)}
+    of_index = {
+        "ids_hash": hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
+        "index_name": index_name,
+        "index_hash": hash_index(index),
+        "index_files_hash": index_files_hash,
+    }
     entries = [entry for _, entry in parts]
-    manifest = _make_manifest(plan, base, entries, records, n_rejects, hashes)
+    manifest = _make_manifest(plan, base, entries, records, n_rejects, of_index)
     write_card(storage, manifest)
     write_manifest(storage, manifest)
-    storage.delete_all(f"{STAGING_NAME}/")
-    storage.clean()
+    remove_leftovers(storage, manifest)
     return manifest, coverage
+
+
+def next_index_name(name: str) -> str:
+    """Name the index after the one of a data set that is added to.
+
+    >>> next_index_name("index.zarr"), next_index_name("index-9.zarr")
+    ('index-1.zarr', 'index-10.zarr')
+    """
+    generation = re.fullmatch(r"index-(\d+)\.zarr", name)
+    return f"index-{1 + int(generation[1]) if generation else 1}.zarr"
+
+
+def remove_leftovers(storage: Storage, manifest: Manifest) -> None:
+    """Remove what a build leaves beside a finished data set, also one that was killed."""
+    storage.delete_all(f"{STAGING_NAME}/")
+    prefix = re.escape(manifest.shards[0].name.rpartition("-")[0])
+    named = {shard.name for shard in manifest.shards}
+    tops = {name.partition("/")[0] for name, _ in storage.list()}
+    for name in tops - named:
+        if re.fullmatch(rf"{prefix}-\d+\.tar", name):
+            storage.delete(name)
+        elif re.fullmatch(r"index(-\d+)?\.zarr", name) and name != manifest.index_name:
+            storage.delete_all(f"{name}/")
+    storage.clean()
 
 
 def _nothing_left(plan: Plan, rejects: Sequence[Reject]) -> MelstreamError:
@@ -127,8 +158,9 @@ def _place_shards(
     for place, (job, entry) in sorted(filled.items()):
         name = jobs[place].tar_name
         if name != job.tar_name and job.tar_name in sizes:
-            storage.move(job.tar_name, name)
-            sizes[name] = sizes[job.tar_name]
+            with contextlib.suppress(FileNotFoundError):  # another part was faster
+                storage.move(job.tar_name, name)
+            sizes[name] = storage.size(name) or 0
         if sizes.get(name) != entry.size_bytes:
             raise DatasetError(
                 f"{storage.url}/{name} was finished and is gone or altered; remove "
@@ -165,7 +197,7 @@ def _make_manifest(
     entries: Sequence[ShardEntry],
     records: Sequence[DoneRecord],
     n_rejects: dict[str, int],
-    hashes: dict[str, Any],
+    of_index: dict[str, Any],
 ) -> Manifest:
     sums = BandSums.zero(plan.settings.features.n_mels)
     for record in records:
@@ -188,5 +220,5 @@ def _make_manifest(
         n_rejects=n_rejects,
         n_ignored=plan.listing.n_ignored,
         build=plan.build_settings,
-        **hashes,
+        **of_index,
     )

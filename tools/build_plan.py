@@ -9,17 +9,19 @@ opened: its name and size are enough.
 
 import hashlib
 import itertools
+import math
 import os
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..shards.manifest import BuildSettings
 from ..shards.spec import FeatureSpec
@@ -29,6 +31,7 @@ MIN_SHARDS = 8  # small corpora are cut too, for parallel builds and shuffles â€
 MIN_SHARD_SAMPLES = 32  # â€¦ but not into crumbs
 MEMBER_BYTES = 2_048  # of a sample beside its log-mel: headers, padding, json
 FLAC_BYTES_PER_SAMPLE = 1.2  # of a kept waveform: 16 bits, mostly halved
+MAX_SPLITS = 32_767  # the index counts them in 16 bits
 STAT_CHUNK = 1_000  # clips: a call of a thread takes over a kilobyte while it waits
 STAT_THREADS = 16  # sizes of files are asked for at once: a network disk takes its time
 
@@ -39,7 +42,7 @@ OTHER_BYTES_PER_SECOND = 16_000  # 128 kbit/s
 class PlanSettings(BaseModel):
     """What decides the bytes of a build, beside the audio."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     corpus: str = Field(description="name of the corpus reader")
     features: FeatureSpec = Field(description="how log-mels are computed and stored")
@@ -58,6 +61,15 @@ class PlanSettings(BaseModel):
     max_shard_bytes: int = Field(
         default=256 * 10**6, ge=1, description="most bytes in one shard, by a guess from file sizes"
     )
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        if self.window_s is not None and self.min_duration_s > self.window_s:
+            raise ValueError(
+                f"`--min-seconds` must be at most --window-seconds ({self.window_s:g}), found "
+                f"{self.min_duration_s:g}: every window would be rejected"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,16 +128,21 @@ def make_plan(listing: Listing, settings: PlanSettings) -> Plan:
         settings: feature spec and limits.
 
     Raises:
-        ValueError: no clip has a file, or the corpus lacks a split that was asked for.
+        ValueError: no clip has a file, the corpus lacks a split that was asked for, or has
+            more splits than there can be.
     """
+    if len(listing.splits) > MAX_SPLITS:
+        raise ValueError(
+            f"a corpus must have at most {MAX_SPLITS:,} splits, found {len(listing.splits):,}; is "
+            "the column of splits the right one?"
+        )
     listing = listing.only(settings.splits)
     sizes = _file_sizes(listing)
-    order = _stored_order(listing.clips, sizes)
     if settings.limit is not None:
-        kept = np.sort(order[: settings.limit])
+        kept = _random_clips(listing.clips, sizes, settings.limit)
         listing = replace(listing, clips=tuple(listing.clips[place] for place in kept))
         sizes = sizes[kept]
-        order = _stored_order(listing.clips, sizes)
+    order = _stored_order(listing.clips, sizes)
     if not len(order):
         raise ValueError(
             f"no audio to build from: the corpus lists {len(listing.clips)} clips and none of "
@@ -155,6 +172,15 @@ def _file_sizes(listing: Listing) -> npt.NDArray[np.int64]:
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         chunks = pool.map(sizes, range(0, n_clips, STAT_CHUNK))
         return np.fromiter(itertools.chain.from_iterable(chunks), np.int64, n_clips)
+
+
+def _random_clips(
+    clips: Sequence[Clip], sizes: npt.NDArray[np.int64], limit: int
+) -> npt.NDArray[np.int64]:
+    """Choose some of the clips that have a file, by a hash of their keys; their places, sorted."""
+    hashes = (xxhash.xxh3_64_intdigest(clip.key.encode()) for clip in clips)
+    order = np.argsort(np.fromiter(hashes, np.uint64, len(clips)), kind="stable")
+    return np.sort(order[sizes[order] >= 0][:limit])
 
 
 def _stored_order(clips: Sequence[Clip], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -194,7 +220,9 @@ def _estimate(clip: Clip, n_bytes: int, settings: PlanSettings) -> tuple[int, in
         suffix = os.path.splitext(clip.path)[1][1:].lower()
         duration_s = n_bytes / GUESSED_BYTES_PER_SECOND.get(suffix, OTHER_BYTES_PER_SECOND)
     spec = settings.features
-    n_samples = 1 if settings.window_s is None else 1 + int(duration_s / settings.window_s)
+    n_samples = (
+        1 if settings.window_s is None else max(1, math.ceil(duration_s / settings.window_s))
+    )
     per_second = spec.frame_rate_hz * spec.frame_bytes
     if settings.keep_audio:
         per_second += FLAC_BYTES_PER_SAMPLE * spec.sample_rate

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..shards.errors import REASONS
 from ..shards.manifest import Manifest
@@ -17,10 +18,12 @@ from .corpora.corpus import IGNORED
 from .coverage import print_coverage
 from .inspect import hours
 
+NOT_BAD = ("missing", "tail")  # reasons that say nothing against a file
+
 
 def reject_share(manifest: Manifest) -> float:
     """Share of the files found that did not become samples."""
-    n_bad = sum(n for reason, n in manifest.n_rejects.items() if reason != "missing")
+    n_bad = sum(n for reason, n in manifest.n_rejects.items() if reason not in NOT_BAD)
     return n_bad / (n_bad + manifest.n_samples)
 
 
@@ -86,7 +89,7 @@ def _outcome(report: BuildReport, manifest: Manifest) -> Table:
         f"{report.url}, {report.wall_s:.1f} s, {new_s / report.wall_s:,.0f} x real time"
     )
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("written", f"{manifest.n_samples:,}", written)
+    table.add_row("written", f"{manifest.n_samples:,}", Text(written))
     for reason, count in manifest.n_rejects.items():
         kind = "missing" if reason == "missing" else f"rejected, {reason}"
         table.add_row(kind, f"{count:,}", REASONS[reason], style="yellow")
@@ -118,7 +121,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for kind, count in plan.listing.n_ignored.items():
         table.add_row(f"ignored, {kind}", f"{count:,}", IGNORED[kind])
     for name, count in _split_counts(plan).items():
-        table.add_row(f"split {name}", f"{count:,}", "clips that have a file")
+        table.add_row(Text(f"split {name}"), f"{count:,}", "clips that have a file")
     table.add_row("classes", f"{len(plan.listing.label_names):,}", "")
     table.add_row("shards", f"{plan.n_shards:,}", f"about {plan.n_bytes / 1e6:,.1f} MB in all")
     table.columns[1].justify = "right"

@@ -1,29 +1,31 @@
-"""``melstream build --retry-failed``: try again what a finished data set lacks.
+"""``melstream build --retry-failed``: add what a finished data set lacks and can be had now.
 
-Clips that were missing or rejected and have a file now go into further shards. The tars that
-are there stay as they are, and until index and manifest are replaced at the end the data set
-can be read as it was. Interrupted, it goes on with the same command.
+Clips that are not in the index and have a file, whether they were missing, rejected or new, go
+into further shards. Tars and index that are there stay as they are; a further index and, last,
+the manifest take their place at once: the data set can be read as it was until then, and after a
+kill the same command goes on.
 """
 
 import dataclasses
 import time
+from collections.abc import Iterator
 
+from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
-from ..shards.index import INDEX_NAME, read_index
-from ..shards.manifest import MANIFEST_NAME, Manifest, read_manifest
-from ..shards.storage import Storage, open_storage
+from ..shards.keys import stem_of_window, window_stem
+from ..shards.manifest import Manifest
+from ..shards.storage import Storage
 from .build import BuildReport, Executor, done_shards, locked
-from .build_assemble import REJECTS_NAME, Base, assemble
+from .build_assemble import REJECTS_NAME, Base, assemble, remove_leftovers
 from .build_job import STAGING_NAME, Reject, make_job, read_record
 from .build_plan import Plan, make_plan
 from .progress import Report
 
-OLD_NAME = f"{STAGING_NAME}/old"  # the tables as they were, while new ones are written
 RETRY_NAME = f"{STAGING_NAME}/retry"  # says which retry the finished shards belong to
 
 
 def retry_failed(plan: Plan, storage: Storage, run: Executor, report: Report) -> BuildReport:
-    """Add what was missing or rejected, and can be had now, to a finished data set.
+    """Add what a finished data set lacks.
 
     Args:
         plan: of the whole corpus, as it is now.
@@ -36,85 +38,97 @@ def retry_failed(plan: Plan, storage: Storage, run: Executor, report: Report) ->
         OSError: the disk is full or not writable; the data set is as it was.
     """
     start = time.monotonic()
-    old = _old_tables(storage)
-    manifest = read_manifest(old)
-    _require_same(plan, manifest, storage.url)
-    rejects = [Reject.model_validate_json(line) for line in old.read(REJECTS_NAME).splitlines()]
-    retry = _plan_retry(plan, rejects)
+    dataset = open_dataset(storage)
+    old = dataset.manifest
+    _require_same(plan, dataset)
+    written = _written_stems(dataset)
+    retry = _plan_retry(plan, written)
     if retry is None:
-        return BuildReport(storage.url, manifest, 0, (), time.monotonic() - start)
+        remove_leftovers(storage, old)
+        return BuildReport(storage.url, old, 0, (), time.monotonic() - start)
     with locked(storage, "retry"):
-        _claim(retry, storage, manifest)
-        prefix = manifest.shards[0].name.rpartition("-")[0]
+        _claim(retry, storage, old)
+        prefix = old.shards[0].name.rpartition("-")[0]
         jobs = [
-            make_job(retry, storage, prefix, shard, first=len(manifest.shards))
+            make_job(retry, storage, prefix, shard, first=len(old.shards))
             for shard in range(retry.n_shards)
         ]
         done = done_shards(storage)
         for n_clips in run([job for job in jobs if job.number not in done]):
             report(n_clips, "clips")
         new = tuple(read_record(job) for job in jobs)
-        old = _move_tables(storage)
         tried = {clip.key for clip in retry.listing.clips}
-        kept = tuple(reject for reject in rejects if reject.key not in tried)
-        index = read_index(old, n_samples=manifest.n_samples)
-        manifest, coverage = assemble(plan, storage, jobs, Base(manifest, index, kept))
+        base = Base(old, dataset.index, tuple(_kept_rejects(storage, tried)))
+        manifest, coverage = assemble(_with_written(plan, written), storage, jobs, base)
     return BuildReport(storage.url, manifest, 0, new, time.monotonic() - start, coverage)
 
 
-def _old_tables(storage: Storage) -> Storage:
-    """Return where manifest, rejects and index of the finished data set are."""
-    moved = open_storage(f"{storage.url}/{OLD_NAME}")
-    is_whole = storage.size(MANIFEST_NAME) is not None
-    return storage if is_whole or moved.size(MANIFEST_NAME) is None else moved
-
-
-def _move_tables(storage: Storage) -> Storage:
-    """Put the old tables aside, the manifest first; some may have been moved before."""
-    old = open_storage(f"{storage.url}/{OLD_NAME}")
-    for name, probe in (
-        (MANIFEST_NAME, MANIFEST_NAME),
-        (REJECTS_NAME, REJECTS_NAME),
-        (INDEX_NAME, f"{INDEX_NAME}/zarr.json"),
-    ):
-        if old.size(probe) is None:
-            storage.move(name, f"{OLD_NAME}/{name}")
-    return old
-
-
-def _require_same(plan: Plan, manifest: Manifest, url: str) -> None:
+def _require_same(plan: Plan, dataset: Dataset) -> None:
     """Check that the data set was built from this corpus with these settings."""
+    manifest, listing = dataset.manifest, plan.listing
     wanted = plan.build_settings.model_dump(exclude={"plan_hash"})
     found = manifest.build.model_dump(exclude={"plan_hash"})
     differing = [name for name in wanted if wanted[name] != found[name]]
-    if plan.settings.features != manifest.features:
-        differing.append("features")
-    if (plan.listing.label_names, plan.listing.splits) != (
-        manifest.label_names,
-        manifest.split_names,
-    ):
-        differing.append("classes or splits")
+    others = {
+        "features": plan.settings.features == manifest.features,
+        "keep_audio": plan.settings.keep_audio == manifest.has_audio,
+        "classes": listing.label_names == manifest.label_names,
+        "splits of the corpus": listing.splits == manifest.split_names,
+    }
+    differing += [name for name, is_same in others.items() if not is_same]
     if differing:
         raise DatasetError(
-            f"--retry-failed must have the settings that {url} was built with, found other "
+            f"--retry-failed must have the settings that {dataset.url} was built with, found other "
             f"{', '.join(differing)}; repeat the options of the first build"
         )
+    if plan.settings.limit is not None:
+        raise DatasetError(f"{dataset.url} was built with --limit, to try things out; build anew")
 
 
-def _plan_retry(plan: Plan, rejects: list[Reject]) -> Plan | None:
+def _written_stems(dataset: Dataset) -> set[str]:
+    """Return what the keys of the clips in the data set start with: the keys, where not windows."""
+    keys = (key.decode("ascii") for key in dataset.index.sample_keys().tolist())
+    return set(keys if dataset.manifest.build.window_s is None else map(stem_of_window, keys))
+
+
+def _is_written(key: str, plan: Plan, written: set[str]) -> bool:
+    return (key if plan.settings.window_s is None else window_stem(key)) in written
+
+
+def _plan_retry(plan: Plan, written: set[str]) -> Plan | None:
     """Plan the clips that are not in the data set and have a file; None where there are none."""
-    lacking = {reject.key for reject in rejects}
-    clips = tuple(c for c in plan.listing.clips if c.key in lacking and c.path is not None)
+    clips = tuple(
+        clip
+        for clip in plan.listing.clips
+        if clip.path is not None and not _is_written(clip.key, plan, written)
+    )
     if not clips:
         return None
     return make_plan(dataclasses.replace(plan.listing, clips=clips), plan.settings)
 
 
-def _claim(retry: Plan, storage: Storage, manifest: Manifest) -> None:
+def _with_written(plan: Plan, written: set[str]) -> Plan:
+    """Count clips of the data set as found, also where their file is gone by now."""
+    clips = tuple(
+        dataclasses.replace(clip, path=clip.source)
+        if clip.path is None and _is_written(clip.key, plan, written)
+        else clip
+        for clip in plan.listing.clips
+    )
+    return dataclasses.replace(plan, listing=dataclasses.replace(plan.listing, clips=clips))
+
+
+def _kept_rejects(storage: Storage, tried: set[str]) -> Iterator[Reject]:
+    """Read the rejects that are not tried again; what is missing follows from the listing."""
+    for line in storage.read(REJECTS_NAME).splitlines():
+        found = Reject.model_validate_json(line)
+        if found.reason != "missing" and found.key not in tried:
+            yield found
+
+
+def _claim(retry: Plan, storage: Storage, old: Manifest) -> None:
     """Drop the shards of an interrupted retry whose files have changed since."""
-    claim = f"{retry.hash} {manifest.fingerprint}".encode()
+    claim = f"{retry.hash} {old.fingerprint}".encode()
     if storage.size(RETRY_NAME) is None or storage.read(RETRY_NAME) != claim:
-        for name, _ in storage.list(f"{STAGING_NAME}/"):
-            if not name.startswith(f"{OLD_NAME}/") and not name.endswith(".lock"):
-                storage.delete(name)
+        remove_leftovers(storage, old)
         storage.write(RETRY_NAME, claim)

@@ -3,6 +3,7 @@
 What a job is, and what a finished one leaves, stands in ``build_job``.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,13 +16,14 @@ from ..pipeline.logmel import LogMel
 from ..pipeline.quality import bandwidth_hz
 from ..pipeline.waveform import LoadedWaveform, prepare
 from ..shards.errors import SampleError
-from ..shards.keys import make_key
+from ..shards.keys import window_key
 from ..shards.writer import Sample, SampleInfo, ShardWriter, write_shard
 from .build_job import DoneRecord, Reject, ShardJob, reject, write_index_part
 from .build_plan import PlanSettings
 from .corpora.corpus import Clip
 from .stage_clock import StageClock
 
+MIN_TAIL = 0.1  # of a window: a shorter rest of a recording is left out
 MAX_LENGTHS = 2.0  # of the duration in the metadata; downloads cut at key frames are a bit longer
 
 
@@ -30,7 +32,7 @@ def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
 
     Args:
         job: what to build.
-        on_clip: called with the place of each clip before it is tried.
+        on_clip: called with the place of each clip, before it is tried and as it goes on.
 
     Returns:
         the done record, also in the storage.
@@ -41,18 +43,28 @@ def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
     clock, rejects = StageClock(), list[Reject]()
     maker = _SampleMaker(job, clock)
     statistics = _Statistics(job)
-    with write_shard(job.storage, job.tar_name) as writer:
+    job.storage.clean(job.tar_name)
+    writer = None
+    with contextlib.suppress(_NothingWrittenError), write_shard(job.storage, job.tar_name) as tar:
         for place, clip in enumerate(job.clips):
             on_clip(place)
             for sample in maker.make(clip, has_crashed=place in job.crashed):
+                on_clip(place)
                 if isinstance(sample, Sample):
                     with clock("write and hash"):
-                        writer.write(sample)
+                        tar.write(sample)
                     with clock("statistics"):
                         statistics.add(sample)
                 else:
                     rejects.append(sample)
+        if not tar.n_samples:
+            raise _NothingWrittenError
+        writer = tar
     return _finish(job, writer, rejects, statistics, clock)
+
+
+class _NothingWrittenError(Exception):
+    """A shard without a sample takes no name."""
 
 
 class _SampleMaker:
@@ -73,15 +85,17 @@ class _SampleMaker:
             yield reject(clip, SampleError(message, reason="crashed"))
             return
         rejects: list[Reject] = []
-        n_made = 0
+        n_made, end_s = 0, clip.offset_s or 0.0
         audio = self._decoded(clip)
         while True:
-            key = clip.key
+            key = self._key(clip, end_s)  # of the window to come
             try:
                 decoded = next(audio, None)
                 if decoded is None:
                     break
-                key = self._key(clip, decoded)
+                end_s = decoded.start_s + decoded.duration_s
+                key = self._key(clip, decoded.start_s)
+                self._require_length(clip, decoded)
                 sample = self._sample(clip, key, decoded)
             except Exception as error:
                 found = _as_sample_error(error)
@@ -106,14 +120,29 @@ class _SampleMaker:
             return
         with self._clock("decode"):
             decoded = decode(path, **segment)
-        _require_length(clip, decoded)
         yield decoded
 
-    def _key(self, clip: Clip, decoded: Decoded) -> str:
+    def _key(self, clip: Clip, start_s: float) -> str:
         if self._job.settings.window_s is None:
             return clip.key
-        start_ms = round(1_000 * (decoded.start_s - (clip.offset_s or 0.0)))
-        return make_key(f"{clip.key}-{start_ms:08d}")
+        return window_key(clip.key, round(1_000 * (start_s - (clip.offset_s or 0.0))))
+
+    def _require_length(self, clip: Clip, decoded: Decoded) -> None:
+        end_s = decoded.start_s + decoded.duration_s
+        if clip.offset_s is None and clip.duration_s and end_s > MAX_LENGTHS * clip.duration_s:
+            raise SampleError(
+                f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found "
+                f"{end_s:.1f} s; if the file is the whole recording and not the clip, cut it "
+                "(audioset, vggsound: --whole-videos; csv: --start-column)",
+                reason="mis_sized",
+            )
+        window_s = self._job.settings.window_s
+        is_first = decoded.start_s <= (clip.offset_s or 0.0)
+        if window_s and not is_first and decoded.duration_s < MIN_TAIL * window_s:
+            raise SampleError(
+                f"{clip.source}: {decoded.duration_s:.2f} s are left after its last window",
+                reason="tail",
+            )
 
     def _sample(self, clip: Clip, key: str, decoded: Decoded) -> Sample:
         settings = self._job.settings
@@ -165,24 +194,18 @@ def _events_within(
         (max(start - offset_s, 0.0), min(end - offset_s, duration_s), label_names[label])
         for start, end, label in clip.events
     )
-    return tuple((start, end, name) for start, end, name in cut if start <= end)
+    # An event without duration is kept where it lies; one that another window holds is not.
+    return tuple(
+        (start, end, name)
+        for (start, end, name), whole in zip(cut, clip.events, strict=True)
+        if start < end or (whole[0] == whole[1] and start == end < duration_s)
+    )
 
 
 def _as_sample_error(error: Exception) -> SampleError:
     if isinstance(error, SampleError):
         return error
     return SampleError(f"{type(error).__name__}: {error}", reason="failed")
-
-
-def _require_length(clip: Clip, decoded: Decoded) -> None:
-    found_s = len(decoded.samples) / decoded.sample_rate
-    if clip.offset_s is None and clip.duration_s and found_s > MAX_LENGTHS * clip.duration_s:
-        raise SampleError(
-            f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found "
-            f"{found_s:.1f} s; if the file is the whole recording and not the clip, cut it "
-            "(audioset, vggsound: --whole-videos; csv: --start-column)",
-            reason="mis_sized",
-        )
 
 
 def _require_logmel(clip: Clip, logmel: npt.NDArray[np.float32]) -> None:
@@ -213,18 +236,15 @@ def _flac(waveform: npt.NDArray[np.float32], settings: PlanSettings) -> bytes:
 
 def _finish(
     job: ShardJob,
-    writer: ShardWriter,
+    writer: ShardWriter | None,
     rejects: list[Reject],
     statistics: "_Statistics",
     clock: StageClock,
 ) -> DoneRecord:
-    is_empty = writer.n_samples == 0
-    if is_empty:
-        job.storage.delete(job.tar_name)
-    else:
+    if writer is not None:
         write_index_part(job, writer.index)
     record = DoneRecord(
-        entry=None if is_empty else writer.entry,
+        entry=None if writer is None else writer.entry,
         n_clips=len(job.clips),
         rejects=tuple(rejects),
         duration_s=statistics.duration_s,

@@ -2,8 +2,8 @@
 
 Workers are spawned, ignore Ctrl-C (it is the parent's to handle) and watch their parent:
 when it is gone, killed without a chance to say so, they end at once. A worker whose decoder
-crashes (a segmentation fault in a C library, say) costs the file it was reading: the shard is
-built again without it, by a new worker.
+crashes (a segmentation fault in a C library, say) or comes to no end costs the file it was
+reading: the shard is built again without it, by a new worker.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -25,6 +26,7 @@ from .build_job import ShardJob
 from .build_shard import build_shard
 
 POLL_S = 0.2
+STALL_S = 900.0  # without a sign of life from a worker: its decoder hangs
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 """How a process dies of its own code; SIGKILL comes from outside, from want of memory too."""
 
@@ -73,6 +75,8 @@ def _run_in_workers(jobs: Sequence[ShardJob], n_jobs: int) -> Iterator[int]:
                 else:
                     n_done += len(worker.job.clips)
                 idle.append(worker.connection)
+            for connection in set(workers) - set(idle):
+                workers[connection].kill_if_stalled()
             yield n_done + sum(max(0, workers[c].place) for c in set(workers) - set(idle))
     finally:
         for worker in workers.values():
@@ -88,8 +92,11 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._place = context.Value("q", -1, lock=False)  # of the clip it is at
+        self._beat = context.Value("q", 0, lock=False)  # signs of life
+        self._seen, self._seen_at = 0, time.monotonic()
+        self._has_stalled = False
         self._process: SpawnProcess = context.Process(
-            target=_work, args=(theirs, self._place), daemon=True
+            target=_work, args=(theirs, self._place, self._beat), daemon=True
         )
         self._process.start()
         theirs.close()  # so that its death is the end of the pipe
@@ -102,6 +109,7 @@ class _Worker:
     def start(self, job: ShardJob) -> None:
         self.job = job
         self._place.value = -1
+        self._seen_at = time.monotonic()
         # A worker that died before it could listen is seen when its answer is awaited.
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(job)
@@ -128,12 +136,21 @@ class _Worker:
         """
         self._process.join()
         code = self._process.exitcode
-        if code is None or -code not in CRASHES or self.place < 0:
+        has_crashed = self._has_stalled or (code is not None and -code in CRASHES)
+        if not has_crashed or self.place < 0:
             raise MelstreamError(
                 f"a worker process was killed (exit code {code}), perhaps for want of memory; the "
                 "same command goes on from the last finished shard, try it with fewer --jobs"
             )
         return dataclasses.replace(self.job, crashed=(*self.job.crashed, self.place))
+
+    def kill_if_stalled(self) -> None:
+        """End the process if its decoder hangs; it is seen as crashed then."""
+        if self._beat.value != self._seen:
+            self._seen, self._seen_at = self._beat.value, time.monotonic()
+        if self.place >= 0 and time.monotonic() - self._seen_at > STALL_S:
+            self._has_stalled = True
+            self._process.kill()
 
     def end(self) -> None:
         """Stop the process; what it was writing has a temporary name."""
@@ -142,12 +159,13 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, place: Any) -> None:
+def _work(connection: Connection, place: Any, beat: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def at_clip(number: int) -> None:
         place.value = number
+        beat.value += 1
 
     with threadpool_limits(1):  # one process per core: BLAS threads would only fight
         while True:

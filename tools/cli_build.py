@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from typer import Option
 
 from ..shards.spec import PRESETS, FeatureSpec
@@ -57,8 +58,12 @@ def _build_options(
         ),
     ] = None,
     min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
-    shard_samples: Annotated[int, Option(min=1, help="Most samples in a shard.")] = 2_000,
-    shard_mb: Annotated[float, Option(min=0.001, help="Most megabytes in a shard.")] = 256,
+    shard_samples: Annotated[
+        int, Option(min=1, help="Most samples in a shard; with windows, about.")
+    ] = 2_000,
+    shard_mb: Annotated[
+        float, Option(min=0.001, max=1e9, help="About the most megabytes in a shard.")
+    ] = 256,
     limit: Annotated[
         int | None, Option(min=1, help="Try so many clips only, a random sample.")
     ] = None,
@@ -114,14 +119,16 @@ def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> N
         max_shard_bytes=round(options["shard_mb"] * 1e6),
     )
     storage, part = open_storage(options["out"]), Part.parse(options["part"])
-    if options["retry_failed"] and part != WHOLE:
-        raise ValueError("`--retry-failed` and `--part` exclude each other; leave --part out")
+    if options["retry_failed"] and (part != WHOLE or options["dry_run"]):
+        raise ValueError("`--retry-failed` goes neither with --part nor with --dry-run")
+    if options["executor"] == "ray" and options["jobs"]:
+        raise ValueError("`--jobs` goes with processes here; Ray takes every core of its cluster")
     plan = make_plan(scan(), settings)
     _require_disjoint(plan, options["disjoint_from"] or ())
     if options["dry_run"]:
         _show(options, plan_as_json, print_plan, plan)
         return
-    run = _executor(options["executor"], options["jobs"] or os.cpu_count() or 1)
+    run = _executor(options["executor"], options["jobs"] or len(os.sched_getaffinity(0)))
     with resumable(), progress("building", plan.n_clips, err_console) as report:
         if options["retry_failed"]:
             result = retry_failed(plan, storage, run, report)
@@ -161,7 +168,8 @@ def _finish(result: "BuildReport", options: dict[str, Any]) -> None:
     if share > options["max_rejects"]:
         err_console.print(
             f"[bold red]error:[/] {share:.1%} of the files were rejected, more than "
-            f"--max-rejects {options['max_rejects']:.1%}; {result.url}/{REJECTS_NAME} names each",
+            f"--max-rejects {options['max_rejects']:.1%}; "
+            f"{escape(result.url)}/{REJECTS_NAME} names each",
             highlight=False,
         )
         raise typer.Exit(1)

@@ -57,7 +57,7 @@ class Coverage:
         classes: of the clips of each class, in the order of labels; a clip counts for each
             of its classes.
         label_names, label_ids: one per class, as in the listing.
-        missing_keys: clips without a file, sorted.
+        missing_ids: the corpus's own ids of the clips without a file, sorted.
         listed_hash, written_hash: ``hash_ids`` of the keys listed and written.
     """
 
@@ -66,12 +66,12 @@ class Coverage:
     classes: tuple[Counts, ...]
     label_names: tuple[str, ...]
     label_ids: tuple[str, ...] | None
-    missing_keys: tuple[str, ...]
+    missing_ids: tuple[str, ...]
     listed_hash: str
     written_hash: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of ``coverage.json``: all but the missing keys."""
+        """Return the content of ``coverage.json``: all but the missing ids."""
         ids = self.label_ids or (None,) * len(self.label_names)
         classes = zip(self.label_names, ids, self.classes, strict=True)
         return {
@@ -86,8 +86,8 @@ class Coverage:
         }
 
     def missing_text(self) -> str:
-        """Return the content of ``missing.txt``: one key a line, sorted."""
-        return "".join(f"{key}\n" for key in self.missing_keys)
+        """Return the content of ``missing.txt``: one id a line, sorted."""
+        return "".join(f"{name}\n" for name in self.missing_ids)
 
 
 def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
@@ -120,7 +120,7 @@ def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
         classes=_count(labels, np.repeat(states, n_labels), len(listing.label_names)),
         label_names=listing.label_names,
         label_ids=listing.label_ids,
-        missing_keys=tuple(keys[states == _MISSING].tolist()),
+        missing_ids=tuple(sorted(clip.source for clip in listing.clips if clip.path is None)),
         listed_hash=hash_ids(keys.tolist()),
         written_hash=hash_ids(keys[states == _WRITTEN].tolist()),
     )

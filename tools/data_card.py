@@ -30,7 +30,8 @@ def write_card(storage: Storage, manifest: Manifest, **how: Any) -> None:
     """
     if storage.size(CARD_NAME) is not None and MARK.encode() not in storage.read(CARD_NAME):
         return
-    storage.write(CARD_NAME, card(storage.name, manifest, **how).encode())
+    text = card(storage.name, manifest, **how)
+    storage.write(CARD_NAME, text.encode("utf-8", "backslashreplace"))
 
 
 def card(

@@ -11,18 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.errors import DatasetError
-from ..shards.index import COLUMNS, Index, hash_files, hash_index, write_index
+from ..shards.index import COLUMNS, Index, hash_index, write_index
 from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.spec import FeatureSpec
 from ..shards.storage import Storage
 from .band_sums import BandSums
 from .coverage import hash_ids
 from .data_card import write_card
-
-
-def index_hashes(storage: Storage, index: Index) -> dict[str, Any]:
-    """Return the fields of the manifest that hash an index which is written."""
-    return {"index_hash": hash_index(index), "index_files_hash": hash_files(storage)}
 
 
 def common_fields(
@@ -53,11 +48,12 @@ def finish(storage: Storage, index: Index, manifest: Mapping[str, Any], **card: 
     Returns:
         the manifest.
     """
-    write_index(storage, index)
+    index_files_hash = write_index(storage, index)
     whole = Manifest(
         duration_s=float(index.duration_s.sum(dtype=np.float64)),
         ids_hash=hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
-        **index_hashes(storage, index),
+        index_hash=hash_index(index),
+        index_files_hash=index_files_hash,
         **manifest,
     )
     write_card(storage, whole, **card)

@@ -1,14 +1,12 @@
 """Leaks: no clip that a model is trained on may stand in a set that it is evaluated on."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..shards.dataset import open_dataset
+from ..shards.keys import stem_of_window, window_stem
 
 MAX_NAMED = 5  # keys in a message
-
-_WINDOW = re.compile(r"-[0-9]{8,}$")  # what a build with windows appends to a clip's key
 
 
 def require_disjoint(
@@ -30,11 +28,14 @@ def require_disjoint(
         ValueError: a place holds neither, or shares a clip; with the number and some keys.
         DatasetError: a data set has no valid manifest or index.
     """
-    key_by_recording = {recording_of(key): key for key in keys}
+    key_by_recording: dict[str, str] = {}
+    for key in keys:
+        key_by_recording[recording_of(key)] = key
+        key_by_recording[recording_of(window_stem(key))] = key
     for place in others:
         shared = key_by_recording.keys() & {recording_of(key) for key in read_ids(place)}
         if shared:
-            found = sorted(key_by_recording[recording] for recording in shared)
+            found = sorted({key_by_recording[recording] for recording in shared})
             named = ", ".join(found[:MAX_NAMED]) + (", …" if len(found) > MAX_NAMED else "")
             raise ValueError(
                 f"no clip may be from a recording that {place} holds too, found {len(found):,}: "
@@ -66,7 +67,7 @@ def read_ids(place: str) -> list[str]:
     keys = [key.decode("ascii") for key in dataset.index.sample_keys().tolist()]
     if dataset.manifest.build.window_s is None:
         return keys
-    return [_WINDOW.sub("", key) for key in keys]  # several of them are of one clip
+    return [stem_of_window(key) for key in keys]  # several of them are of one clip
 
 
 def _read_text(path: Path) -> list[str]:

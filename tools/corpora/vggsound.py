@@ -100,6 +100,15 @@ def scan(
     )
 
 
+def recording_of(key: str) -> str:
+    """Say which recording a clip is from: AudioSet has clips of the same videos.
+
+    >>> recording_of("FwVYUHKoLtQ_000034")
+    'FwVYUHKoLtQ'
+    """
+    return key[:YTID_LENGTH]
+
+
 def _find_metadata(source: Path, metadata: Path | None) -> Path:
     if metadata is None:
         return require_file(source, METADATA)

@@ -1,0 +1,47 @@
+"""Are the values of an index possible: what any writer, careless or hostile, may get wrong."""
+
+import re
+
+import numpy as np
+
+from .index import Index
+from .keys import KEY_PATTERN
+from .manifest import Manifest
+
+
+def find_fault(index: Index, manifest: Manifest) -> str | None:
+    """Say what is impossible in an index, or None.
+
+    Args:
+        index: its columns have the sizes and types that ``read_index`` requires.
+        manifest: of the same data set.
+    """
+    starts, ids = index.label_indptr, index.label_ids
+    checks = {
+        "`shard` must count up to the number of shards": _is_within(
+            index.shard, 0, len(manifest.shards)
+        )
+        and bool((np.diff(index.shard) >= 0).all()),
+        "`n_frames` must be 1 or more": bool((index.n_frames > 0).all()),
+        "`label_indptr` must rise from 0 to the number of labels": bool(
+            starts[0] == 0 and starts[-1] == len(ids) and (np.diff(starts) >= 0).all()
+        ),
+        "`label_ids` must be labels of the manifest": _is_within(ids, 0, len(manifest.label_names)),
+        "`split` must be -1 or a split of the manifest": _is_within(
+            index.split, -1, len(manifest.split_names)
+        ),
+        "keys must be legal": _are_legal(index),
+        "keys must be unique": len(np.unique(index.sample_keys())) == len(index),
+    }
+    return next((rule for rule, holds in checks.items() if not holds), None)
+
+
+def _is_within(values: np.ndarray, low: int, end: int) -> bool:
+    return not len(values) or bool(low <= values.min() and values.max() < end)
+
+
+def _are_legal(index: Index) -> bool:
+    """Check all keys at once: one text, a key a line."""
+    text = b"\n".join(index.sample_keys().tolist())
+    pattern = f"(?:{KEY_PATTERN.pattern}\n)*{KEY_PATTERN.pattern}".encode()
+    return re.fullmatch(pattern, text) is not None
