@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_sample, write_dataset
 from rich.console import Console
 
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
@@ -20,10 +21,12 @@ from melstream.pipeline.loader import Batch
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.tools import finetune as finetune_module
 from melstream.tools import training
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 from melstream.tools.evaluate import evaluate, predict
 from melstream.tools.finetune import finetune
@@ -238,12 +241,9 @@ def test_validation_keeps_the_best_checkpoint(
 
 
 def test_single_label_training_refuses_clips_with_other_numbers_of_labels(
-    small_dataset: Dataset, tmp_path: Path, quiet: Console
+    tmp_path: Path, quiet: Console
 ) -> None:
-    unlabelled = tmp_path / "unlabelled"
-    shutil.copytree(small_dataset.folder, unlabelled)
-    manifest = json.loads((unlabelled / "dataset.json").read_text())
-    (unlabelled / "dataset.json").write_text(json.dumps(manifest | {"label_names": []}))
+    unlabelled = write_dataset(tmp_path / "unlabelled", [[make_sample(n) for n in range(8)]]).folder
     recipe = load_recipe("demo-finetune", FinetuneRecipe)
     with pytest.raises(DatasetError, match="has no labels"):
         finetune(recipe, unlabelled, tmp_path / "fine", device=CPU, console=quiet)
@@ -255,7 +255,7 @@ def test_a_model_of_other_features_is_refused(
 ) -> None:
     settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
     plan = make_plan(folder.scan(recordings / "eval"), settings)
-    build(plan, tmp_path / "kaldi", n_jobs=1, report=lambda done, note: None)
+    build(plan, open_storage(tmp_path / "kaldi"), run_here, lambda done, note: None)
     run_finetune(data, tmp_path / "fine", quiet, "train.steps=3")
     with pytest.raises((ValueError, DatasetError), match="n_mels"):
         evaluate(tmp_path / "fine", tmp_path / "kaldi", device=CPU)
@@ -274,7 +274,7 @@ def test_masks_cover_kaldi_features_whose_lowest_bands_never_move(
 ) -> None:
     settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
     plan = make_plan(folder.scan(recordings / "eval"), settings)
-    build(plan, tmp_path / "kaldi", n_jobs=1, report=lambda done, note: None)
+    build(plan, open_storage(tmp_path / "kaldi"), run_here, lambda done, note: None)
     dataset = open_dataset(tmp_path / "kaldi")
     assert min(dataset.manifest.band_std) < 1e-3
     result = run_pretrain(dataset, tmp_path / "run", quiet, "train.steps=3")
