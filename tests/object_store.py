@@ -133,8 +133,8 @@ def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSe
 
 
 @pytest.fixture
-def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A new bucket, and the environment to reach it."""
+def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket, and the environment to reach it; removed again, for each takes up volumes."""
     name = f"bucket-{next(_numbers)}"
     status, body = object_server.ask("POST", f"/buckets/{name}/")
     assert status == 201, body
@@ -142,7 +142,9 @@ def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Buck
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_server.secret)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{object_server.s3_port}")
-    return Bucket(object_server, name)
+    yield Bucket(object_server, name)
+    status, body = object_server.ask("DELETE", f"/buckets/{name}?recursive=true")
+    assert status == 204, body
 
 
 @pytest.fixture
