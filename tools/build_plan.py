@@ -27,7 +27,7 @@ from ..shards.manifest import BuildSettings
 from ..shards.spec import FeatureSpec
 from .corpora.corpus import Clip, Listing
 
-MIN_SHARDS = 8  # small corpora are cut too, for parallel builds and shuffles …
+MIN_SHARDS = 16  # small corpora are cut too, for parallel builds and shuffles …
 MIN_SHARD_SAMPLES = 32  # … but not into crumbs
 MEMBER_BYTES = 2_048  # of a sample beside its log-mel: headers, padding, json
 FLAC_BYTES_PER_SAMPLE = 1.2  # of a kept waveform: 16 bits, mostly halved
