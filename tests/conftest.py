@@ -3,6 +3,7 @@
 import gc
 import io
 import itertools
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -22,7 +23,7 @@ from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
 from melstream.shards.writer import Sample, SampleInfo, write_shard
 from melstream.tools.build import build
-from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 
@@ -140,3 +141,28 @@ def built(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return open_dataset(root / split)
 
     return of
+
+
+def silent(done: int, note: str) -> None:
+    """Report nothing."""
+
+
+def plan_of(source: Path, **settings: object) -> Plan:
+    """Plan a build of a folder of class folders."""
+    chosen = {"corpus": "folder", "features": SPEC} | settings
+    return make_plan(folder.scan(source), PlanSettings.model_validate(chosen))
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative path."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def corpus(recordings: Path, tmp_path: Path) -> Path:
+    """Twelve shipped recordings in their class folders."""
+    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
+        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return tmp_path / "corpus"

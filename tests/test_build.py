@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import zarr
-from conftest import read_with_webdataset
+from conftest import SPEC, content, plan_of, read_with_webdataset
 
 from melstream.pipeline.decode import decode
 from melstream.pipeline.logmel import LogMel
@@ -30,15 +30,6 @@ from melstream.tools.build_workers import run_jobs
 from melstream.tools.corpora import folder
 from melstream.tools.corpora.corpus import Clip
 
-SPEC = PRESETS["conformer64"]
-
-
-def plan_of(source: Path, **settings: object) -> Plan:
-    return make_plan(
-        folder.scan(source),
-        PlanSettings.model_validate({"corpus": "folder", "features": SPEC} | settings),
-    )
-
 
 def run(plan: Plan, out: Path, n_jobs: int = 0) -> Manifest:
     return run_reported(plan, out, n_jobs)[0]
@@ -50,25 +41,6 @@ def run_reported(plan: Plan, out: Path, n_jobs: int = 0) -> tuple[Manifest, Buil
     )
     assert report.manifest is not None
     return report.manifest, report
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by relative path."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture
-def corpus(recordings: Path, tmp_path: Path) -> Path:
-    """A folder corpus of a few shipped recordings, cut into several shards by `many`."""
-    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
-        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    return tmp_path / "corpus"
 
 
 def test_the_shipped_recordings_become_a_whole_data_set(

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 from broken_files import write_broken_files
+from conftest import SPEC, content, plan_of, silent
 from crashing_path import CrashingPath
 
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import REASONS
-from melstream.shards.spec import PRESETS, FeatureSpec
+from melstream.shards.spec import FeatureSpec
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.build import Part, build
@@ -28,37 +29,12 @@ from melstream.tools.build_report import reject_share
 from melstream.tools.build_workers import run_here, run_jobs
 from melstream.tools.corpora import folder
 
-SPEC = PRESETS["conformer64"]
 CODED = FeatureSpec(storage_dtype="uint8")
-
-
-def silent(done: int, note: str) -> None: ...
-
-
-def plan_of(source: Path, **settings: object) -> Plan:
-    return make_plan(
-        folder.scan(source),
-        PlanSettings.model_validate({"corpus": "folder", "features": SPEC} | settings),
-    )
 
 
 def run(plan: Plan, out: Path) -> Dataset:
     build(plan, open_storage(out), run_here, silent)
     return open_dataset(out)
-
-
-def content(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-
-
-@pytest.fixture
-def corpus(recordings: Path, tmp_path: Path) -> Path:
-    """Twelve shipped recordings in their class folders."""
-    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
-        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    return tmp_path / "corpus"
 
 
 def sources(dataset: Dataset) -> list[str]:

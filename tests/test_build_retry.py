@@ -2,37 +2,25 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import content, plan_of, silent
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
 from melstream.shards.manifest import Manifest
-from melstream.shards.spec import PRESETS, FeatureSpec
+from melstream.shards.spec import FeatureSpec
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.build import build
-from melstream.tools.build_plan import Plan, PlanSettings, make_plan
+from melstream.tools.build_plan import Plan, make_plan
 from melstream.tools.build_retry import retry_failed
 from melstream.tools.build_workers import run_here
-from melstream.tools.corpora import folder
 
-SPEC = PRESETS["conformer64"]
 CODED = FeatureSpec(storage_dtype="uint8")
-
-
-def silent(done: int, note: str) -> None: ...
-
-
-def plan_of(source: Path, **settings: object) -> Plan:
-    return make_plan(
-        folder.scan(source),
-        PlanSettings.model_validate({"corpus": "folder", "features": SPEC} | settings),
-    )
 
 
 def run(plan: Plan, out: Path) -> Dataset:
@@ -40,22 +28,8 @@ def run(plan: Plan, out: Path) -> Dataset:
     return open_dataset(out)
 
 
-def content(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-
-
 def sources(dataset: Dataset) -> list[str]:
     return sorted(dataset.read_info(row).source for row in range(len(dataset)))
-
-
-@pytest.fixture
-def corpus(recordings: Path, tmp_path: Path) -> Path:
-    """Twelve shipped recordings in their class folders."""
-    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
-        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    return tmp_path / "corpus"
 
 
 def with_bad_files(corpus: Path) -> dict[Path, bytes]:
