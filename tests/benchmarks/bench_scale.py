@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+N_STARTS = 97
 CLIP_S = 10.0
 N_CLASSES = 527
 
@@ -27,17 +28,15 @@ def listing(n_clips: int) -> Any:
     """Return a corpus of clips named as AudioSet's are."""
     from melstream.tools.corpora.corpus import Clip, Listing
 
-    clips = tuple(
-        Clip(
-            key=f"key{number:08d}_{number % 97 * 1_000}",
-            path=f"unbalanced/{number // 1_000:05d}/key{number:08d}_{number % 97 * 1_000}.flac",
-            labels=(number % N_CLASSES, (number + 7) % N_CLASSES),
-            source=f"unbalanced/{number // 1_000:05d}/key{number:08d}_{number % 97 * 1_000}.flac",
-            start_s=float(number % 97),
-            duration_s=CLIP_S,
-        )
-        for number in range(n_clips)
-    )
+    starts = [float(start) for start in range(N_STARTS)]  # readers share equal values, too
+
+    def clip(number: int) -> Clip:
+        key = f"key{number:08d}_{number % N_STARTS * 1_000}"
+        path = f"unbalanced/{number // 1_000:05d}/{key}.flac"
+        labels = (number % N_CLASSES, (number + 7) % N_CLASSES)
+        return Clip(key, path, labels, path, starts[number % N_STARTS], CLIP_S)
+
+    clips = tuple(clip(number) for number in range(n_clips))
     names = tuple(f"class {number:03d}" for number in range(N_CLASSES))
     return Listing(root=Path("/made-up"), clips=clips, label_names=names)
 
