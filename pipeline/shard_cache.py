@@ -157,8 +157,11 @@ class ShardCache:
             if held is not None:
                 return held
             with claimed(path) as partial:
-                if partial is not None:
+                # A piece may have got its name since we looked, and be locked for a moment yet.
+                if partial is not None and not path.exists():
                     return self._fill(partial, path, n_bytes, fetch, wait_s=wait_s)
+                if partial is not None:
+                    partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
             time.sleep(pause_s)
         return np.frombuffer(fetch(), np.uint8)
 
@@ -166,11 +169,8 @@ class ShardCache:
         self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
     ) -> Bytes:
         """Download into a partial file that is ours, and give it its name."""
-        held = open_piece(path, n_bytes)  # complete since we last looked
         is_named = False
         try:
-            if held is not None:
-                return held
             has_room = self._reserve(partial, n_bytes, wait_s=wait_s)
             payload = fetch()
             if has_room and write(partial, payload) and self._rename(path, wait_s=wait_s):
