@@ -134,8 +134,8 @@ def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSe
 
 
 @pytest.fixture
-def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A new bucket, and the environment to reach it; removed again, for each takes up volumes."""
+def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket, and the environment to reach it."""
     name = f"bucket-{next(_numbers)}"
     status, body = object_server.ask("POST", f"/buckets/{name}/")
     assert status == 201, body
@@ -143,9 +143,7 @@ def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_server.secret)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{object_server.s3_port}")
-    yield Bucket(object_server, name)
-    with contextlib.suppress(OSError, http.client.HTTPException):  # it may be busy: no matter
-        object_server.ask("DELETE", f"/buckets/{name}?recursive=true")
+    return Bucket(object_server, name)
 
 
 @pytest.fixture
@@ -166,6 +164,7 @@ def fault_proxy(
 def _start(program: str, folder: Path, server: ObjectServer) -> subprocess.Popen[bytes]:
     keys = {"AWS_ACCESS_KEY_ID": server.key, "AWS_SECRET_ACCESS_KEY": server.secret}
     unused = ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    unused += ["-volume.max=5000"]  # each bucket takes some; those of a small disk would run out
     ports = [f"-{name}={port}" for name, port in server.ports.items()]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
