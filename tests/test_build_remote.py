@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import silent
 from fault_proxy import FaultProxy, Faults
 from object_store import Bucket
 from typer.testing import CliRunner
@@ -29,9 +30,6 @@ pytest_plugins = ["object_store"]
 COMMAND = "from melstream.tools.cli import main; main()"
 
 
-def silent(done: int, note: str) -> None: ...
-
-
 def plan_of(source: Path) -> Plan:
     settings = PlanSettings(
         corpus="folder", features=PRESETS["conformer64"], max_shard_samples=3, keep_audio=True
@@ -44,14 +42,11 @@ def content(storage: Storage) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def corpus(recordings: Path, tmp_path: Path) -> Path:
+def corpus(corpus: Path) -> Path:
     """Twelve shipped recordings in their class folders, one of them cut off."""
-    for number, path in enumerate(sorted((recordings / "eval").glob("*/*.flac"))[:12]):
-        target = tmp_path / "corpus" / path.parent.name / f"{number}.flac"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    target.write_bytes(path.read_bytes()[:10_000])
-    return tmp_path / "corpus"
+    path = sorted(corpus.rglob("*.flac"))[0]
+    path.write_bytes(path.read_bytes()[:10_000])
+    return corpus
 
 
 @pytest.fixture

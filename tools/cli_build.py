@@ -24,6 +24,21 @@ build_app = typer.Typer(
 
 Storage = Literal["float16", "uint8"]
 Executors = Literal["processes", "ray"]
+Window = Annotated[
+    float | None,
+    Option(
+        "--window-seconds",
+        min=0.1,
+        help="Cut recordings into windows of this length; the last of each is shorter.",
+    ),
+]
+DisjointFrom = Annotated[
+    list[str] | None,
+    Option(
+        metavar="PLACE",
+        help="Refuse if a clip stands in this data set or list of ids too; repeatable.",
+    ),
+]
 
 
 def _build_options(
@@ -39,24 +54,11 @@ def _build_options(
     keep_audio: Annotated[
         bool, Option("--keep-audio", help="Keep the 16 kHz waveforms too, as FLAC.")
     ] = False,
-    window_s: Annotated[
-        float | None,
-        Option(
-            "--window-seconds",
-            min=0.1,
-            help="Cut recordings into windows of this length; the last of each is shorter.",
-        ),
-    ] = None,
+    window_s: Window = None,
     split: Annotated[
         list[str] | None, Option(help="Take only this split or fold of the corpus; repeatable.")
     ] = None,
-    disjoint_from: Annotated[
-        list[str] | None,
-        Option(
-            metavar="PLACE",
-            help="Refuse if a clip stands in this data set or list of ids too; repeatable.",
-        ),
-    ] = None,
+    disjoint_from: DisjointFrom = None,
     min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
     shard_samples: Annotated[
         int, Option(min=1, help="Most samples in a shard; with windows, about.")
