@@ -9,6 +9,7 @@ that the worker processes of a build need not load torch.
 """
 
 from .decode import Decoded, decode_windows
+from .length_order import LengthConfig, LengthOrder, padded_share
 from .logmel import LogMel
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
 from .order import EvaluationOrder, OrderConfig, TrainingOrder
@@ -18,6 +19,8 @@ from .waveform import LoadedWaveform, load_waveform, prepare, resample, to_mono
 __all__ = [
     "Decoded",
     "EvaluationOrder",
+    "LengthConfig",
+    "LengthOrder",
     "LoadedWaveform",
     "LogMel",
     "MaskConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "draw_distractors",
     "draw_masks",
     "load_waveform",
+    "padded_share",
     "prepare",
     "resample",
     "to_mono",
