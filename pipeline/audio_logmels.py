@@ -1,21 +1,24 @@
 """Encoded audio to log-mels on the fly, by the code and the rules of ``melstream build``.
 
-    dataset = open_dataset("audioset/train")                 # built with --keep-audio
-    stage = AudioLogMels(PRESETS["kaldi128"])                # any features, not those it stores
-    for clip in stage(kept_audio(dataset, rows)):
-        clip.key, clip.logmel, clip.info                     # float32 (n_frames, 128)
+    stage = AudioLogMels(PRESETS["kaldi128"])                # any features
+    clips = stage(tar_audio("s3://bucket/others"))           # or kept_audio(dataset, rows)
+    while batch := list(itertools.islice(clips, 64)):        # .key, .logmel, .info
+        logmel, n_frames = pad_logmels([clip.logmel for clip in batch])
+        x = torch.from_numpy(logmel).to(device)              # (64, longest, n_mels)
     stage.counts                                             # what was refused, and why
 
-    for clips in itertools.batched(stage(tar_audio("s3://bucket/others")), 64):
-        logmel, n_frames = pad_logmels([clip.logmel for clip in clips])
-        x = torch.from_numpy(logmel).to(device)              # (64, longest, n_mels)
+What a data set kept can be served by any order, also by length; none of it is refused:
 
-Decoding, resampling and log-mel run in threads, which hold no GIL there; the order of the clips
-stays. What cannot be a sample is left out and counted, and too many of them end the run.
+    steps = [order.rows(step, rank=rank, world_size=world_size) for step in range(first, last)]
+    clips = AudioLogMels(dataset.manifest.features)(kept_audio(dataset, np.hstack(steps).tolist()))
+    for rows in steps:
+        batch = list(itertools.islice(clips, len(rows)))
+
+Decoding, resampling and log-mel run in threads, for they hardly hold the GIL; the order of the
+clips stays. What cannot be a sample is left out and counted, and too many of them end the run.
 """
 
 import logging
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,9 +56,7 @@ class AudioConfig(BaseModel):
     max_rejects: float = Field(
         default=0.01, ge=0, le=1, description="share of clips that may be refused"
     )
-    n_threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, description="threads that decode"
-    )
+    n_threads: int = Field(default=4, ge=1, description="threads that decode")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,15 +148,17 @@ class AudioLogMels:
         except SampleError as error:
             return error
         except Exception as error:  # no clip, however odd, ends a run; too many of them do
-            where = f"{clip.shard}, key {clip.key}"
-            return SampleError(f"{where}: {type(error).__name__}: {error}", reason="failed")
+            message = f"{clip.shard}, key {clip.key}: {type(error).__name__}: {error}"
+            return SampleError(message, reason="failed", key=clip.key)
         return AudioSample(clip.key, clip.shard, logmel, clip.info, clip.row)
 
     def _convert_file(self, folder: Path, number: int, clip: RawAudio) -> LogMels:
         """Decode by way of a file: both decoders read those without holding the GIL."""
         where = f"{clip.shard}, key {clip.key}"
         if not clip.suffix:
-            raise SampleError(f"{where}: an audio member is required", reason="missing")
+            raise SampleError(
+                f"{where}: an audio member is required, found none", reason="missing", key=clip.key
+            )
         suffix = clip.suffix if clip.suffix in AUDIO_SUFFIXES else "audio"
         path = folder / f"{number}.{suffix}"
         path.write_bytes(clip.payload)
@@ -170,9 +173,11 @@ class AudioLogMels:
             path.unlink()
         logmel = self._logmel(audio.waveform)
         if not len(logmel):
-            raise SampleError(f"{where}: too short for one frame", reason="too_short")
+            raise SampleError(f"{where}: too short for one frame", reason="too_short", key=clip.key)
         if not np.isfinite(logmel).all():
-            raise SampleError(f"{where}: the log-mel is not finite", reason="not_finite")
+            raise SampleError(
+                f"{where}: the log-mel is not finite", reason="not_finite", key=clip.key
+            )
         return logmel
 
     def _count(self, error: SampleError) -> None:

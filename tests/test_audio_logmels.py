@@ -18,6 +18,7 @@ from foreign_tars import write_tar
 from object_store import Bucket
 
 from melstream.pipeline.audio_logmels import AudioConfig, AudioLogMels, AudioSample, pad_logmels
+from melstream.pipeline.length_order import LengthConfig, LengthOrder
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.order import OrderConfig, TrainingOrder
 from melstream.pipeline.parallel_map import parallel_map
@@ -87,6 +88,21 @@ def test_kept_audio_gives_other_features_in_the_order_of_training(
     for row, sample in zip(rows, samples, strict=True):
         waveform, _ = soundfile.read(io.BytesIO(dataset.read_member(row, "flac")), dtype="float32")
         np.testing.assert_array_equal(sample.logmel, LogMel(spec)(waveform))
+
+
+def test_kept_audio_is_batched_by_length(kept: Callable[..., Dataset]) -> None:
+    dataset = kept()
+    longest = int(dataset.index.n_frames.max())
+    config = LengthConfig(global_batch_frames=2 * longest, n_lanes=1)
+    order = LengthOrder(dataset.index, dataset.manifest.fingerprint, config)
+    steps = [order.rows(step) for step in range(2 * order.steps_per_epoch)]
+    clips = AudioLogMels(SPEC, STRICT)(kept_audio(dataset, np.concatenate(steps).tolist()))
+    for rows in steps:
+        batch = list(itertools.islice(clips, len(rows)))
+        logmel, n_frames = pad_logmels([clip.logmel for clip in batch])
+        assert [clip.row for clip in batch] == rows.tolist()
+        assert n_frames.tolist() == dataset.index.n_frames[rows].tolist()
+        assert logmel.shape[0] * logmel.shape[1] <= 2 * longest
 
 
 def test_kept_audio_is_checked(kept: Callable[..., Dataset], tmp_path: Path) -> None:
