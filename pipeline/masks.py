@@ -10,6 +10,7 @@ Source:
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +63,14 @@ def count_masked(n_steps: int, config: MaskConfig) -> int:
     """
     if n_steps < 2:
         raise ValueError(f"a masked clip needs at least 2 latent steps, found {n_steps}")
-    length = min(config.mask_length, n_steps)
+    return _count_masked(n_steps, config.share, config.mask_length)
+
+
+@lru_cache
+def _count_masked(n_steps: int, share: float, mask_length: int) -> int:
+    length = min(mask_length, n_steps)
     n_starts = n_steps - length + 1
-    n_spans = min(max(2.0, config.share * n_steps / config.mask_length), n_starts)
+    n_spans = min(max(2.0, share * n_steps / mask_length), n_starts)
     steps = np.arange(n_steps)
     covering = np.minimum(steps, n_starts - 1) - np.maximum(steps - length + 1, 0) + 1
     missed = np.exp(_log_choose(n_starts - covering, n_spans) - _log_choose(n_starts, n_spans))
@@ -78,6 +84,7 @@ def draw_masks(
     n_masked: int,
     mask_length: int,
     keys: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Draw the masked spans of every sample of a batch.
 
@@ -87,6 +94,7 @@ def draw_masks(
         n_masked: masked steps of every sample, at most ``min(n_steps)``.
         mask_length: steps per span.
         keys: one key of draws per sample, uint64, shape (B,).
+        out: where to put the mask, bool, shape (B, width); none = in new memory.
 
     Returns:
         mask: bool, shape (B, width); True where masked, never on padding, ``n_masked`` per row.
@@ -99,13 +107,17 @@ def draw_masks(
             f"`n_steps` must be in n_masked..width ({n_masked}..{width}), "
             f"found {n_steps.min()}..{n_steps.max()}"
         )
-    mask = np.zeros((len(n_steps), width), np.bool_)
+    mask = np.empty((len(n_steps), width), np.bool_) if out is None else out
+    mask[:] = False
     _draw_masks(n_steps, n_masked, mask_length, keys, mask)
     return mask
 
 
 def draw_distractors(
-    n_masked: int, n_distractors: int, keys: npt.NDArray[np.uint64]
+    n_masked: int,
+    n_distractors: int,
+    keys: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.int32]:
     """Draw, for each masked step, other masked steps of the same sample.
 
@@ -113,6 +125,7 @@ def draw_distractors(
         n_masked: masked steps of every sample, at least 2.
         n_distractors: draws per masked step, with replacement.
         keys: one key of draws per sample, uint64, shape (B,).
+        out: where to put them, int32, shape (B, n_masked, n_distractors); none = in new memory.
 
     Returns:
         distractors: int32, shape (B, n_masked, n_distractors); places 0..n_masked-1 among the
@@ -123,7 +136,8 @@ def draw_distractors(
     """
     if n_masked < 2:
         raise ValueError(f"`n_masked` must be at least 2, found {n_masked}")
-    distractors = np.empty((len(keys), n_masked, n_distractors), np.int32)
+    shape = (len(keys), n_masked, n_distractors)
+    distractors = np.empty(shape, np.int32) if out is None else out
     _draw_distractors(keys, distractors)
     return distractors
 
