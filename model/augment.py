@@ -76,7 +76,7 @@ def augment(
         logmel, n_frames, labels = mixup(
             logmel, n_frames, labels, share=config.mixup_share, generator=generator
         )
-    hidden = spec_masks(n_frames, logmel.shape[1:], config, generator=generator)
+    hidden = spec_masks(n_frames, (logmel.shape[1], logmel.shape[2]), config, generator=generator)
     return torch.where(hidden, fill, logmel), n_frames, labels
 
 
