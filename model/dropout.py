@@ -91,8 +91,9 @@ def attention(
     mask = None if is_valid is None else is_valid[:, None, None, :]
     if not dropout or _has_fast_kernels(query):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
-    bias = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, -1e30)
-    return _DropAttention.apply(query, key, value, bias, dropout)  # type: ignore[no-any-return]
+    bias = None if mask is None else query.new_zeros(mask.shape).masked_fill(~mask, -1e30)
+    with torch.autocast("cpu", enabled=False):  # the inputs' type it is
+        return _DropAttention.apply(query, key, value, bias, dropout)  # type: ignore[no-any-return]
 
 
 class _DropAttention(torch.autograd.Function):
@@ -117,14 +118,15 @@ class _DropAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (gradient,) = gradients
         query, key, value, weights, dropped = ctx.saved_tensors
         to_value = dropped.mT @ gradient
         to_dropped = gradient @ value.mT
         to_weights = torch.ops.aten.threshold_backward.grad_input(
             to_dropped, dropped, 0, grad_input=to_dropped
         )
-        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+        to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
         to_query = (to_scores @ key).mul_(1 / math.sqrt(query.shape[-1]))
         to_key = to_scores.mT @ query
         return to_query, to_key, to_value.mul_(1 / (1 - ctx.p)), None, None

@@ -107,3 +107,23 @@ def test_attention_without_a_valid_step_is_finite() -> None:
 def test_a_traced_graph_takes_torchs_own_kernels() -> None:
     traced = torch.export.export(Dropout(P), (torch.ones(3, 4),))
     assert any("dropout" in str(node.target) for node in traced.graph.nodes)
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    linear = nn.Linear(16, 16)
+    x = randn(2, 8, 16)
+
+    def run() -> Tensor:
+        torch.manual_seed(0)
+        heads = linear(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        gathered = attention(heads, heads, heads, is_valid=None, dropout=P).transpose(1, 2)
+        return silu_dropout_linear(linear(gathered.flatten(2)), linear, dropout=P)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run()
+    found.sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.isfinite().all()
+    # assumption: 8 bits of mantissa, values of about one
+    torch.testing.assert_close(found.float(), run(), atol=0.03, rtol=0.03)
