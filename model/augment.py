@@ -189,7 +189,8 @@ def _bands(
 ) -> Bool[Tensor, "B size"]:
     """Draw the union of n bands, each inside the first ``lengths`` of ``size`` places."""
     draws = _uniform((2, len(lengths), n, 1), generator)
-    widths = (draws[0] * (lengths[:, None, None] * share + 1)).floor()
+    widest = (lengths[:, None, None] * share).floor()
+    widths = (draws[0] * (widest + 1)).floor()
     starts = (draws[1] * (lengths[:, None, None] - widths + 1)).floor()
     places = torch.arange(size, device=lengths.device)
     return ((places >= starts) & (places < starts + widths)).any(dim=1)
