@@ -1,9 +1,11 @@
 """From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
 
-Everything here takes tensors or arrays; only ``checkpoint`` touches files. Nothing of
-``shards`` or ``pipeline`` is imported: the batch is the contract.
+Everything here takes tensors or arrays; only ``checkpoint`` and ``inference`` touch files.
+Nothing of ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 
+from .augment import AugmentConfig, augment
+from .averaging import WeightAverage, average_states
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -23,6 +25,9 @@ from .encoder import (
     EncoderConfig,
     FeatureEncoder,
 )
+from .hiding import HidingConfig, draw_hidden
+from .inference import AudioModel, Embeddings, Tags, load
+from .logmel import FeatureConfig, TorchLogMel
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
 from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
 from .optim import (
@@ -33,6 +38,7 @@ from .optim import (
     set_learning_rate,
 )
 from .pretraining import PretrainingModel
+from .quantizer import GumbelQuantizer, QuantizerConfig
 from .tagger import Tagger, TaggerConfig
 from .torchaudio_names import convert_torchaudio_state
 
@@ -40,26 +46,40 @@ __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "AudioEncoder",
+    "AudioModel",
+    "AugmentConfig",
     "BandNormalizer",
     "Checkpoint",
     "CheckpointError",
     "ContextEncoder",
+    "Embeddings",
     "EncoderConfig",
+    "FeatureConfig",
     "FeatureEncoder",
+    "GumbelQuantizer",
+    "HidingConfig",
     "OptimConfig",
     "PretrainingModel",
+    "QuantizerConfig",
     "SavedModel",
     "Tagger",
     "TaggerConfig",
     "TaggingMetrics",
+    "Tags",
+    "TorchLogMel",
     "Wav2Vec2",
     "Wav2Vec2Config",
+    "WeightAverage",
+    "augment",
+    "average_states",
     "build_objective",
     "build_optimizer",
     "convert_torchaudio_state",
     "d_prime",
+    "draw_hidden",
     "latest_checkpoint",
     "learning_rate",
+    "load",
     "load_checkpoint",
     "load_model_file",
     "parameter_groups",
