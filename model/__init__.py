@@ -7,6 +7,7 @@ Everything here takes tensors or arrays; only ``checkpoint`` touches files. Noth
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
+    DamagedCheckpointError,
     SavedModel,
     latest_checkpoint,
     load_checkpoint,
@@ -14,6 +15,7 @@ from .checkpoint import (
     prune_checkpoints,
     save_checkpoint,
     save_model,
+    set_aside,
 )
 from .encoder import (
     PRESETS,
@@ -44,6 +46,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ContextEncoder",
+    "DamagedCheckpointError",
     "EncoderConfig",
     "FeatureEncoder",
     "OptimConfig",
@@ -66,6 +69,7 @@ __all__ = [
     "prune_checkpoints",
     "save_checkpoint",
     "save_model",
+    "set_aside",
     "set_learning_rate",
     "tagging_metrics",
 ]
