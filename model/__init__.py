@@ -4,6 +4,8 @@ Everything here takes tensors or arrays; only ``checkpoint`` touches files. Noth
 ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 
+from .augment import AugmentConfig, augment
+from .averaging import WeightAverage, average_states
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,6 +27,7 @@ from .encoder import (
     EncoderConfig,
     FeatureEncoder,
 )
+from .hiding import HidingConfig, draw_hidden
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
 from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
 from .optim import (
@@ -35,6 +38,7 @@ from .optim import (
     set_learning_rate,
 )
 from .pretraining import PretrainingModel
+from .quantizer import GumbelQuantizer, QuantizerConfig
 from .tagger import Tagger, TaggerConfig
 from .torchaudio_names import convert_torchaudio_state
 
@@ -42,6 +46,7 @@ __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "AudioEncoder",
+    "AugmentConfig",
     "BandNormalizer",
     "Checkpoint",
     "CheckpointError",
@@ -49,18 +54,25 @@ __all__ = [
     "DamagedCheckpointError",
     "EncoderConfig",
     "FeatureEncoder",
+    "GumbelQuantizer",
+    "HidingConfig",
     "OptimConfig",
     "PretrainingModel",
+    "QuantizerConfig",
     "SavedModel",
     "Tagger",
     "TaggerConfig",
     "TaggingMetrics",
     "Wav2Vec2",
     "Wav2Vec2Config",
+    "WeightAverage",
+    "augment",
+    "average_states",
     "build_objective",
     "build_optimizer",
     "convert_torchaudio_state",
     "d_prime",
+    "draw_hidden",
     "latest_checkpoint",
     "learning_rate",
     "load_checkpoint",
