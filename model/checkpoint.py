@@ -25,7 +25,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,13 +72,18 @@ class CheckpointError(OSError):
     An ``OSError``, since it is about files: who reports those reports it too.
 
     Args:
-        message: file, reason, remedy.
+        reason: what was required of which file, and what was found.
+        remedy: what to do.
         path: the folder.
     """
 
-    def __init__(self, message: str, *, path: Path) -> None:
-        super().__init__(message)
-        self.path = path
+    def __init__(self, reason: str, remedy: str, path: Path) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy, self.path = reason, remedy, path
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, Path]]:
+        """Pickle by its parts: what one process of a run finds, all of them raise."""
+        return type(self), (self.reason, self.remedy, self.path)
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -158,9 +163,7 @@ def save_checkpoint(
             _write_json(folder, _CHECKPOINT, {"step": step, "meta": dict(meta)})
     # torch and safetensors report a full disk by errors of their own
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error}; {_kept(root)}", path=path
-        ) from error
+        raise CheckpointError(f"cannot write {path}: {error}", _kept(root), path) from error
     return path
 
 
@@ -320,11 +323,11 @@ def _read_json(path: Path, name: str, kind: type[_Document], *, remedy: str) -> 
         if version == FORMAT_VERSION:
             return kind.model_validate(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"cannot read {file}: {error}; {remedy}", path=path) from error
+        raise DamagedCheckpointError(f"cannot read {file}: {error}", remedy, path) from error
     raise CheckpointError(
-        f"cannot read {file}: its format version must be {FORMAT_VERSION}, found {version!r}; if "
-        f"it is newer, read it with the melstream that wrote it, or, {remedy}",
-        path=path,
+        f"cannot read {file}: its format version must be {FORMAT_VERSION}, found {version!r}",
+        f"if it is newer, read it with the melstream that wrote it; {remedy}",
+        path,
     )
 
 
@@ -335,8 +338,9 @@ def _check_sums(path: Path, sums: Mapping[str, str], *names: str, remedy: str) -
         if found != sums.get(name):
             raise DamagedCheckpointError(
                 f"{file} must have the sha256 {sums.get(name)}, found {found}: it is damaged or "
-                f"altered; {remedy}",
-                path=path,
+                "altered",
+                remedy,
+                path,
             )
 
 
@@ -344,7 +348,7 @@ def _read_weights(file: Path, *, remedy: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"cannot read {file}: {error}; {remedy}", path=file.parent) from error
+        raise CheckpointError(f"cannot read {file}: {error}", remedy, file.parent) from error
 
 
 def _read_optimizer(path: Path, *, remedy: str) -> dict[str, Any]:
@@ -353,9 +357,9 @@ def _read_optimizer(path: Path, *, remedy: str) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)["optimizer"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise CheckpointError(
-            f"{file} must hold `optimizer`, tensors in plain containers, and was "
-            f"refused; {remedy}",
-            path=path,
+            f"{file} must hold `optimizer`, tensors in plain containers, and was refused",
+            remedy,
+            path,
         ) from error
 
 

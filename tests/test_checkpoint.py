@@ -314,5 +314,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 3
     for line in done.stdout.splitlines():
         assert line.startswith(f"cannot write {tmp_path / 'step-000002'}: ")
-        assert line.endswith(f"{before} is whole; make room and go on with --resume ['step-000001']")
+        assert line.endswith(
+            f"{before} is whole; make room and go on with --resume ['step-000001']"
+        )
     load_checkpoint(before)

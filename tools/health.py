@@ -85,7 +85,9 @@ def find_illness(
     return next((illness for illness in found if illness is not None), None)
 
 
-def _collapsed_targets(entries: Sequence[Entry], config: HealthConfig, _: Circumstances) -> str | None:
+def _collapsed_targets(
+    entries: Sequence[Entry], config: HealthConfig, _: Circumstances
+) -> str | None:
     worst = _recent(entries, "target_std", max)
     if worst is None or worst >= config.min_target_std:
         return None

@@ -83,7 +83,9 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16 = autocast; softmax and loss stay float32"
     )
-    compile: bool = Field(default=False, description="torch.compile: minutes at the start, then faster")
+    compile: bool = Field(
+        default=False, description="torch.compile: minutes at the start, then faster"
+    )
     accumulate: int = Field(
         default=1,
         ge=1,
@@ -101,7 +103,9 @@ class TrainConfig(_Section):
         "is validated and becomes the model; 0 = no average",
     )
     average_last: int = Field(
-        default=0, ge=0, description="the mean of so many last checkpoints becomes the model; 0 = off"
+        default=0,
+        ge=0,
+        description="the mean of so many last checkpoints becomes the model; 0 = off",
     )
     stop_after: int = Field(
         default=0,

@@ -9,7 +9,7 @@ Dropout and every other draw of step t on rank r come from generators seeded wit
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.averaging import WeightAverage
+from ..model.checkpoint import Checkpoint
 from ..model.optim import OptimConfig, build_optimizer, learning_rate
 from ..pipeline.draws import derive_key
 from ..pipeline.loader import Batch
@@ -47,7 +48,7 @@ class Learner:
     groups: list[dict[str, Any]]
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]]
     body: nn.Module | None = None
-    prepare: Callable[[int, int], None] = lambda step, seed: None
+    prepare: Callable[[int, int], object] = lambda step, seed: None
     validate: Callable[[], dict[str, float]] | None = None
     metric: str = ""
 
@@ -82,7 +83,8 @@ class Updater:
         """Switch dropout on, but not in a body that rests at this step."""
         self._learner.module.train()
         if self._learner.body is not None:
-            self._learner.body.train(not any(self._rests(g, step) for g in self.optimizer.param_groups))
+            rests = any(self._rests(group, step) for group in self.optimizer.param_groups)
+            self._learner.body.train(not rests)
 
     def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Take one step.
@@ -110,6 +112,26 @@ class Updater:
         if self.average is not None:
             self.average.update(self._learner.module, step)
         return figures | {"grad_norm": norm, "is_skipped": is_skipped.float()}
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the moving average into the module for a while, where there is one."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self._learner.module.state_dict().items()}
+        self._learner.module.load_state_dict(self.average.state_dict())
+        try:
+            yield
+        finally:
+            self._learner.module.load_state_dict(own)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over optimiser, moving average and the count of skipped steps."""
+        self.optimizer.load_state_dict(checkpoint.optimizer_state)
+        self.n_skipped.fill_(checkpoint.meta["n_skipped"])
+        if self.average is not None and checkpoint.average_state is not None:
+            self.average.load_state_dict(checkpoint.average_state)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of the last step, of the first and of the last group."""
