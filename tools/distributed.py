@@ -7,6 +7,7 @@ is one. Tensors on a GPU travel by NCCL, those on the CPU by gloo.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class World:
         """Wrap a module so that gradients are averaged over the processes."""
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
+        # About the gradient of a depthwise kernel, whose dimensions of 1 have two right strides.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
@@ -111,11 +114,19 @@ def join_world(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    n_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        # The agent's store outlives the processes (torch 2.11): without a prefix of their own
+        # new ones would look for each other at the addresses of those that died.
+        store=dist.PrefixStore(f"life-{n_restarts}", store),
+        rank=rank,
+        world_size=size,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
-        n_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        yield World(device, dist.get_rank(), dist.get_world_size(), n_restarts)
+        yield World(device, rank, size, n_restarts)
     finally:
         dist.destroy_process_group()
 
