@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..shards.errors import MelstreamError
@@ -115,12 +117,12 @@ def join_world(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
     n_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         # The agent's store outlives the processes (torch 2.11): without a prefix of their own
         # new ones would look for each other at the addresses of those that died.
-        store=dist.PrefixStore(f"life-{n_restarts}", store),
+        store=PrefixStore(f"life-{n_restarts}", store),
         rank=rank,
         world_size=size,
         device_id=device if device.type == "cuda" else None,

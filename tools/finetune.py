@@ -27,6 +27,7 @@ from .recipe import FinetuneRecipe
 from .run_folder import MODEL_NAME, claim_run
 from .train_step import Learner
 from .training import Result, Trainer
+from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
 HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
@@ -109,13 +110,13 @@ def finetune(
     resume = resume or world.n_restarts > 0
     world.on_main(lambda: claim_run(out, config, resume=resume))
     rows = None if part is None else part.held_out
+    learner = _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world))
+    loader = Loader(dataset, order, crops, rank=world.rank, world_size=world.size)
     trainer = Trainer(
-        _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world)),
+        learner,
         order,
-        Loader(dataset, order, crops, rank=world.rank, world_size=world.size),
-        train=recipe.train,
-        optim=recipe.optim,
-        health=recipe.health,
+        loader,
+        recipe=recipe,
         folder=out,
         config=config,
         console=console,
@@ -134,7 +135,7 @@ def _card(
     manifest = dataset.manifest
     return ModelCard(
         kind="tagger",
-        encoder=encoder.config,
+        encoder=encoder.config.model_copy(update={"checkpoints_activations": False}),
         features=manifest.features,
         crop_s=recipe.data.crop_s,
         tagger=recipe.tagger,
@@ -193,12 +194,18 @@ def _learner(
 
     return Learner(
         tagger,
-        _groups(tagger, recipe),
+        learning_groups(tagger, recipe),
         losses,
         body=encoder,
         prepare=lambda step, seed: generator.manual_seed(seed),
         validate=validate,
         metric=HEADLINE[recipe.tagger.task],
+        peak_samples_per_s=samples_per_s_at_peak(
+            card.encoder,
+            round(card.crop_s * card.features.frame_rate_hz),
+            device=generator.device,
+            precision=recipe.train.precision,
+        ),
     )
 
 
@@ -222,7 +229,7 @@ def _body(
     return encoder, card.trained_on
 
 
-def _groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+def learning_groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
     """Head and body at their own rates and warm-ups; the body rests during the first steps."""
     options, decay = recipe.finetune, recipe.optim.weight_decay
     head = parameter_groups(tagger.head, options.head_lr, decay)

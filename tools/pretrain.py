@@ -23,6 +23,7 @@ from .recipe import DataConfig, PretrainRecipe
 from .run_folder import MODEL_NAME, claim_run
 from .train_step import Learner
 from .training import Result, Trainer
+from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
 MIN_MASKED_STEPS = 2  # a masked step needs another one as its distractor
@@ -65,7 +66,7 @@ def pretrain(
         min_frames=MIN_MASKED_STEPS * encoder_config.stride,
         console=console,
     )
-    loader_config = training_crops(
+    crops = training_crops(
         recipe.data,
         dataset.manifest.features,
         stride=encoder_config.stride,
@@ -76,23 +77,29 @@ def pretrain(
     config = run_config(recipe.model_dump(mode="json"), dataset)
     resume = resume or world.n_restarts > 0
     world.on_main(lambda: claim_run(out, config, resume=resume))
-    trainer = Trainer(
-        Learner(
-            model,
-            parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
-            _losses,
-            prepare=lambda step, seed: model.set_step(step),
+    learner = Learner(
+        model,
+        parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
+        _losses,
+        prepare=lambda step, seed: model.set_step(step),
+        chance=1 / (1 + recipe.mask.n_distractors),
+        peak_samples_per_s=samples_per_s_at_peak(
+            encoder_config,
+            crops.crop_frames or 0,
+            device=world.device,
+            precision=recipe.train.precision,
         ),
+    )
+    loader = Loader(dataset, order, crops, rank=world.rank, world_size=world.size)
+    trainer = Trainer(
+        learner,
         order,
-        Loader(dataset, order, loader_config, rank=world.rank, world_size=world.size),
-        train=recipe.train,
-        optim=recipe.optim,
-        health=recipe.health,
+        loader,
+        recipe=recipe,
         folder=out,
         config=config,
         console=console,
         world=world,
-        chance=1 / (1 + recipe.mask.n_distractors),
     )
     result = trainer.run("pre-training", resume=resume)
     if result.is_complete and world.is_main:

@@ -133,7 +133,7 @@ class TrainConfig(_Section):
         return self
 
 
-class _Recipe(_Section):
+class Recipe(_Section):
     """What both kinds of run have."""
 
     data: DataConfig
@@ -152,7 +152,7 @@ class _Recipe(_Section):
         return self
 
 
-class PretrainRecipe(_Recipe):
+class PretrainRecipe(Recipe):
     """All of a pre-training run."""
 
     mask: MaskConfig = MaskConfig()
@@ -188,7 +188,7 @@ class FinetuneConfig(_Section):
     )
 
 
-class FinetuneRecipe(_Recipe):
+class FinetuneRecipe(Recipe):
     """All of a fine-tuning run; ``[model]`` counts only when training from scratch."""
 
     tagger: TaggerConfig = TaggerConfig()

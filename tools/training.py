@@ -18,14 +18,13 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from ..model.optim import OptimConfig
 from ..pipeline.loader import Batch, Loader
 from ..pipeline.order import TrainingOrder
 from ..shards.errors import MelstreamError
 from .distributed import Agreement, World
-from .health import Circumstances, DeadRunError, HealthConfig, find_illness
+from .health import Circumstances, DeadRunError, find_illness
 from .live_view import View, live_view
-from .recipe import TrainConfig
+from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
 from .run_log import RunLog, Window
 from .signals import catch_signals
@@ -55,12 +54,11 @@ class Trainer:
     Args:
         learner: what is trained.
         order, loader: the batches, by step; the loader gives this process its share.
-        train, optim, health: the recipe's sections.
+        recipe: its sections for the optimiser, the loop and the alarm.
         folder: of the run.
         config: everything that decides the run's weights; kept in every checkpoint.
         console: where progress is shown.
         world: this process among those of the run.
-        chance: contrastive accuracy of a guess; None where nothing is contrasted.
     """
 
     def __init__(
@@ -69,23 +67,20 @@ class Trainer:
         order: TrainingOrder,
         loader: Loader,
         *,
-        train: TrainConfig,
-        optim: OptimConfig,
-        health: HealthConfig,
+        recipe: Recipe,
         folder: Path,
         config: dict[str, Any],
         console: Console,
         world: World,
-        chance: float | None = None,
     ) -> None:
         self._learner, self._order, self._loader = learner, order, loader
-        self._train, self._health = train, health
-        self._circumstances = Circumstances(optim.warmup_steps, chance)
+        self._train, self._health = recipe.train, recipe.health
+        self._circumstances = Circumstances(recipe.optim.warmup_steps, learner.chance)
         self._folder, self._config, self._console = folder, config, console
         self._world = world
-        self._updater = Updater(learner, train=train, optim=optim, world=world)
+        self._updater = Updater(learner, train=recipe.train, optim=recipe.optim, world=world)
         self._checkpoints = RunCheckpoints(
-            folder, config, keep_last=train.keep_last, console=console
+            folder, config, keep_last=recipe.train.keep_last, console=console
         )
         self._at = Progress()
 
@@ -175,6 +170,9 @@ class Trainer:
     def _write(self, log: RunLog, view: View, window: Window) -> None:
         n_skipped = int(self._updater.n_skipped)
         figures = window.figures(self._world) | self._updater.rates()
+        if self._learner.peak_samples_per_s is not None:
+            at_peak = self._learner.peak_samples_per_s * self._world.size
+            figures["mfu"] = figures["samples_per_s"] / at_peak
         log.write(self._at.step, figures | {"skipped_steps": n_skipped})
         view.figures(self._at.step, figures)
         if n_skipped > self._train.max_skipped_steps:
