@@ -24,6 +24,7 @@ from .model_folder import load_tagger
 from .recipe import FinetuneRecipe
 
 SUMMARY_NAME = "folds.json"
+FIGURES = ("accuracy", "balanced_accuracy", "mAP", "mAUC")  # those whose mean over folds tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class FoldResult:
 
     Args:
         name: of the split that was held out.
-        figures: metrics on it, by name.
+        figures: of ``FIGURES``, on it.
     """
 
     name: str
@@ -91,8 +92,9 @@ def finetune_folds(
         )
         if not result.is_complete:
             return None
-        metrics = _measure(run, dataset, part, world)
-        results.append(FoldResult(part.name, metrics.summary()))
+        summary = _measure(run, dataset, part, world).summary()
+        figures = {name: summary[name] for name in FIGURES if name in summary}
+        results.append(FoldResult(part.name, figures))
     if world.is_main:
         write_bytes(out / SUMMARY_NAME, (json.dumps(summarise(results), indent=1) + "\n").encode())
     return results
