@@ -1,7 +1,7 @@
 """From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
 
-Everything here takes tensors or arrays; only ``checkpoint`` touches files. Nothing of
-``shards`` or ``pipeline`` is imported: the batch is the contract.
+Everything here takes tensors or arrays; only ``checkpoint`` and ``inference`` touch files.
+Nothing of ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 
 from .augment import AugmentConfig, augment
@@ -28,6 +28,8 @@ from .encoder import (
     FeatureEncoder,
 )
 from .hiding import HidingConfig, draw_hidden
+from .inference import AudioModel, Embeddings, Tags, load
+from .logmel import FeatureConfig, TorchLogMel
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
 from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
 from .optim import (
@@ -46,13 +48,16 @@ __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "AudioEncoder",
+    "AudioModel",
     "AugmentConfig",
     "BandNormalizer",
     "Checkpoint",
     "CheckpointError",
     "ContextEncoder",
     "DamagedCheckpointError",
+    "Embeddings",
     "EncoderConfig",
+    "FeatureConfig",
     "FeatureEncoder",
     "GumbelQuantizer",
     "HidingConfig",
@@ -63,6 +68,8 @@ __all__ = [
     "Tagger",
     "TaggerConfig",
     "TaggingMetrics",
+    "Tags",
+    "TorchLogMel",
     "Wav2Vec2",
     "Wav2Vec2Config",
     "WeightAverage",
@@ -75,6 +82,7 @@ __all__ = [
     "draw_hidden",
     "latest_checkpoint",
     "learning_rate",
+    "load",
     "load_checkpoint",
     "load_model_file",
     "parameter_groups",

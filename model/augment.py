@@ -76,7 +76,7 @@ def augment(
         logmel, n_frames, labels = mixup(
             logmel, n_frames, labels, share=config.mixup_share, generator=generator
         )
-    hidden = spec_masks(n_frames, logmel.shape[1:], config, generator=generator)
+    hidden = spec_masks(n_frames, (logmel.shape[1], logmel.shape[2]), config, generator=generator)
     return torch.where(hidden, fill, logmel), n_frames, labels
 
 
@@ -189,7 +189,8 @@ def _bands(
 ) -> Bool[Tensor, "B size"]:
     """Draw the union of n bands, each inside the first ``lengths`` of ``size`` places."""
     draws = _uniform((2, len(lengths), n, 1), generator)
-    widths = (draws[0] * (lengths[:, None, None] * share + 1)).floor()
+    widest = (lengths[:, None, None] * share).floor()
+    widths = (draws[0] * (widest + 1)).floor()
     starts = (draws[1] * (lengths[:, None, None] - widths + 1)).floor()
     places = torch.arange(size, device=lengths.device)
     return ((places >= starts) & (places < starts + widths)).any(dim=1)

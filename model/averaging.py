@@ -35,15 +35,12 @@ class WeightAverage:
             module: of the same structure as the first one.
             step: optimiser step, from 0.
         """
-        state = _state(module)
         kept = min(self.decay, (1 + step) / (10 + step))
-        moving = [name for name, value in self._average.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self._average[name] for name in moving], [state[name] for name in moving], 1 - kept
-        )
-        for name, value in self._average.items():
-            if not value.is_floating_point():
-                value.copy_(state[name])
+        for name, value in _state(module).items():
+            if value.is_floating_point():
+                self._average[name].lerp_(value, 1 - kept)
+            else:
+                self._average[name].copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights, under the names of the module's own state dict."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .conformer import ConformerBlock
+from .dropout import Dropout
 
 
 class EncoderConfig(BaseModel):
@@ -247,7 +248,7 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.projection = nn.Linear(config.latent_dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ConformerBlock(
                 config.dim,
@@ -286,7 +287,9 @@ class ContextEncoder(nn.Module):
         padding_mask: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B S D"]:
         if self.config.checkpoints_activations and torch.is_grad_enabled():
-            return checkpoint(block, context, padding_mask, use_reentrant=False)
+            output = checkpoint(block, context, padding_mask, use_reentrant=False)
+            assert output is not None
+            return output
         return block(context, padding_mask)
 
     def _drop(
