@@ -27,7 +27,7 @@ from melstream.tools.cli import app
 from melstream.tools.evaluate import Predictions
 from melstream.tools.finetune import finetune
 from melstream.tools.health import DeadRunError
-from melstream.tools.model_folder import load_tagger
+from melstream.tools.model_folder import load_encoder, load_tagger
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
 from melstream.tools.train_step import Updater
 from melstream.tools.training import Result
@@ -126,6 +126,28 @@ def test_no_step_of_any_kind_waits_for_the_device(
     monkeypatch.setattr(wav2vec2, "_check_masking", lambda *tensors: None)
     run_finetune(data, tmp_path / "fine", quiet, *EVERYTHING)
     run_pretrain(data, tmp_path / "pre", quiet, "train.steps=3")
+
+
+def test_recomputing_activations_changes_no_loss(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "kept", quiet, "train.steps=4")
+    run_pretrain(
+        data, tmp_path / "run", quiet, "train.steps=4", "train.checkpoints_activations=true"
+    )
+    assert losses(tmp_path / "run") == losses(tmp_path / "kept")
+    assert not load_encoder(tmp_path / "run")[0].config.checkpoints_activations
+
+
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "one", quiet, "train.steps=4")
+    run_pretrain(data, tmp_path / "other", quiet, "train.steps=4", "train.precision=bfloat16")
+    found, expected = losses(tmp_path / "other"), losses(tmp_path / "one")
+    assert found != expected
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=0.02)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "other").values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

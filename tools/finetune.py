@@ -21,12 +21,12 @@ from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from .distributed import World
 from .evaluate import predict
-from .model_folder import ModelCard, load_encoder, require_features, write_model
+from .model_folder import ModelCard, load_encoder, require_features
 from .pretrain import band_statistics, run_config, training_crops, training_order
 from .recipe import FinetuneRecipe
-from .run_folder import MODEL_NAME, claim_run
+from .run_folder import claim_run
 from .train_step import Learner
-from .training import Result, Trainer
+from .training import Result, Trainer, finish_run
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
@@ -125,7 +125,7 @@ def finetune(
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete and world.is_main:
         steps = {"steps": result.step}
-        write_model(out / MODEL_NAME, trainer.final_weights(), card.model_copy(update=steps))
+        finish_run(out, trainer.final_weights(), card.model_copy(update=steps))
     return result
 
 

@@ -18,11 +18,11 @@ from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.spec import FeatureSpec
 from .distributed import World
-from .model_folder import ModelCard, write_model
+from .model_folder import ModelCard
 from .recipe import DataConfig, PretrainRecipe
-from .run_folder import MODEL_NAME, claim_run
+from .run_folder import claim_run
 from .train_step import Learner
-from .training import Result, Trainer
+from .training import Result, Trainer, finish_run
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
@@ -111,7 +111,7 @@ def pretrain(
             trained_on=(dataset.manifest.fingerprint,),
             steps=result.step,
         )
-        write_model(out / MODEL_NAME, _encoder_part(trainer.final_weights()), card)
+        finish_run(out, _encoder_part(trainer.final_weights()), card)
     return result
 
 

@@ -24,8 +24,10 @@ from ..shards.errors import MelstreamError
 from .distributed import Agreement, World
 from .health import Circumstances, DeadRunError, find_illness
 from .live_view import View, live_view
+from .model_folder import ModelCard, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
+from .run_folder import MODEL_NAME
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -46,6 +48,17 @@ class Result:
     is_complete: bool
     figures: dict[str, float]
     wall_s: float
+
+
+def finish_run(folder: Path, state: dict[str, Tensor], card: ModelCard) -> None:
+    """Write what a finished run leaves beside its log and checkpoints.
+
+    Args:
+        folder: of the run.
+        state: weights of the model.
+        card: what belongs to them.
+    """
+    write_model(folder / MODEL_NAME, state, card)
 
 
 class Trainer:
