@@ -1,6 +1,7 @@
 """One update: it is the one torch makes, skips what is not finite, and never waits."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from melstream.model.optim import OptimConfig, parameter_groups
 from melstream.pipeline.loader import Batch
+from melstream.tools import train_step
 from melstream.tools.distributed import World
 from melstream.tools.recipe import TrainConfig
 from melstream.tools.train_step import Learner, Updater, split_batch
@@ -80,6 +82,35 @@ def test_the_parts_of_a_batch_add_up_to_the_batch(n_parts: int) -> None:
     torch.testing.assert_close(many["grad_norm"], one["grad_norm"])
     for found, expected in zip(snapshot(parted), snapshot(whole), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Parallel(nn.Module):
+    """Stands for ``DistributedDataParallel``; writes down when gradients would be exchanged."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.exchanged: list[bool] = []
+        self.is_quiet = False
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        self.is_quiet = True
+        yield
+        self.is_quiet = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.exchanged.append(not self.is_quiet)
+        return self.module(*inputs)
+
+
+def test_processes_exchange_gradients_once_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_step, "DistributedDataParallel", Parallel)
+    monkeypatch.setattr(World, "parallel", lambda world, module: Parallel(module))
+    steps = updater(network(), train={"accumulate": 4})
+    steps.update(0, batch())
+    assert isinstance(steps._parallel, Parallel)
+    assert steps._parallel.exchanged == [False, False, False, True]
 
 
 def test_a_batch_that_cannot_be_parted_is_an_error() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,15 +17,18 @@ from test_train_step import NoWaiting
 from test_training import CPU, SMALL, assert_same_run, losses, run_pretrain, weights
 from typer.testing import CliRunner
 
+from melstream.model import dropout
 from melstream.model.averaging import average_states
 from melstream.model.checkpoint import CheckpointError, load_checkpoint
 from melstream.model.objectives import wav2vec2
 from melstream.pipeline.loader import Batch
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError, MelstreamError
+from melstream.tools import evaluate as evaluate_module
 from melstream.tools import pretrain as pretrain_module
 from melstream.tools.cli import app
-from melstream.tools.evaluate import Predictions
+from melstream.tools.distributed import World
+from melstream.tools.evaluate import Predictions, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.health import DeadRunError
 from melstream.tools.model_folder import load_encoder, load_tagger
@@ -113,7 +117,7 @@ def test_a_run_with_everything_switched_on_resumes_bit_for_bit(
 def test_no_step_of_any_kind_waits_for_the_device(
     data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masks are checked on a CPU only, where nothing waits."""
+    """The model takes the kernels of a GPU here, and leaves out the check that a CPU makes."""
     original = Updater.update
 
     def watched(self: Updater, step: int, batch: Batch) -> dict[str, torch.Tensor]:
@@ -124,6 +128,7 @@ def test_no_step_of_any_kind_waits_for_the_device(
 
     monkeypatch.setattr(Updater, "update", watched)
     monkeypatch.setattr(wav2vec2, "_check_masking", lambda *tensors: None)
+    monkeypatch.setattr(dropout, "_has_fast_kernels", lambda x: True)
     run_finetune(data, tmp_path / "fine", quiet, *EVERYTHING)
     run_pretrain(data, tmp_path / "pre", quiet, "train.steps=3")
 
@@ -272,6 +277,48 @@ def test_training_stops_when_validation_gets_no_better(
     assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
     again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
     assert (again.step, again.is_complete) == (8, True)
+
+
+def test_a_run_that_died_while_it_validated_loses_nothing(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SMALL, "train.steps=8", "train.validate_every=4", "train.keep_last=9"]
+    run_finetune(data, tmp_path / "whole", quiet, *sets, valid=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictions, "metrics", lambda self, task: crash())
+        with pytest.raises(RuntimeError, match="killed"):
+            run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
+    assert checkpoint(tmp_path / "broken", 4).is_dir()
+    run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True, resume=True)
+    whole, broken = (
+        [
+            {name: line[name] for name in line if name.startswith(("step", "valid"))}
+            for line in lines
+        ]
+        for lines in map(entries, (tmp_path / "whole", tmp_path / "broken"))
+    )
+    assert whole == broken
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def entries(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_processes_share_the_clips_of_a_validation(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty-four clips: the first of two processes gets all, the second an empty batch."""
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3")
+    tagger, card = load_tagger(tmp_path / "run")
+    alone = predict(tagger, card, data)
+    monkeypatch.setattr(World, "gather", lambda world, values: values)
+    for batch_size in (32, 4):
+        monkeypatch.setattr(evaluate_module, "BATCH_SIZE", batch_size)
+        parts = [predict(tagger, card, data, world=World(CPU, rank, 2)) for rank in (0, 1)]
+        assert parts[0].keys + parts[1].keys == alone.keys
+        scores = np.concatenate([part.scores for part in parts])
+        np.testing.assert_allclose(scores, alone.scores, rtol=1e-4)
 
 
 def test_the_mean_of_the_last_checkpoints_becomes_the_model(

@@ -37,15 +37,18 @@ class Progress:
         step: updates done.
         best_metric, best_step: of the validation that was best so far; None and -1 before.
         n_worse: validations since then.
+        validated_step: of the last validation.
     """
 
     step: int = 0
     best_metric: float | None = None
     best_step: int = -1
     n_worse: int = 0
+    validated_step: int = -1
 
     def take(self, metric: float) -> bool:
         """Take in the figure of a validation; say whether it is the best so far."""
+        self.validated_step = self.step
         is_best = metric > (-math.inf if self.best_metric is None else self.best_metric)
         if is_best:
             self.best_metric, self.best_step, self.n_worse = metric, self.step, 0

@@ -144,6 +144,8 @@ class Trainer:
     def _loop(self, log: RunLog, view: View, received: list[int]) -> None:
         agreement, window = Agreement(self._world), Window()
         is_saved, is_stopped = True, False
+        if self._at.step > 0:  # the run may have died while it validated
+            self._validate_and_save(log, view)
         self._updater.train_mode(self._at.step)
         with closing(self._loader.batches(self._at.step, self._train.steps)) as batches:
             while not (self._is_over() or is_stopped):
@@ -152,10 +154,10 @@ class Trainer:
                 if self._is_due(self._train.log_every):
                     self._write(log, view, window)
                     window = Window()
-                is_best = self._is_due(self._train.validate_every) and self._validate(log, view)
-                is_saved = is_best or self._is_due(self._train.checkpoint_every) or self._is_over()
-                if is_saved:
+                is_saved = self._is_due(self._train.checkpoint_every)
+                if is_saved:  # before the validation: a run that dies in it loses nothing
                     self._save()
+                is_saved |= self._validate_and_save(log, view)
                 is_stopped = agreement.hear(bool(received))
         agreement.finish()
         if not is_saved:
@@ -210,9 +212,10 @@ class Trainer:
             f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
         )
 
-    def _validate(self, log: RunLog, view: View) -> bool:
-        """Measure on held-out data; say whether the weights are the best so far."""
-        if self._learner.validate is None:
+    def _validate_and_save(self, log: RunLog, view: View) -> bool:
+        """Validate if it is due, and save what it changed; say whether that was so."""
+        is_due = self._is_due(self._train.validate_every)
+        if self._learner.validate is None or not is_due or self._at.validated_step == self._at.step:
             return False
         with self._updater.averaged_weights():
             measured = self._learner.validate()
@@ -220,7 +223,10 @@ class Trainer:
         figures = {f"valid/{name}": value for name, value in measured.items()}
         log.write(self._at.step, figures)
         view.figures(self._at.step, figures)
-        return self._at.take(measured[self._learner.metric])
+        if not self._at.take(measured[self._learner.metric]) and not self._is_over():
+            return False
+        self._save()
+        return True
 
     def _save(self) -> None:
         order = self._order.state(self._at.step)
