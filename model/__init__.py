@@ -9,6 +9,7 @@ from .averaging import WeightAverage, average_states
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
+    DamagedCheckpointError,
     SavedModel,
     latest_checkpoint,
     load_checkpoint,
@@ -16,6 +17,7 @@ from .checkpoint import (
     prune_checkpoints,
     save_checkpoint,
     save_model,
+    set_aside,
 )
 from .encoder import (
     PRESETS,
@@ -52,6 +54,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ContextEncoder",
+    "DamagedCheckpointError",
     "Embeddings",
     "EncoderConfig",
     "FeatureConfig",
@@ -86,6 +89,7 @@ __all__ = [
     "prune_checkpoints",
     "save_checkpoint",
     "save_model",
+    "set_aside",
     "set_learning_rate",
     "tagging_metrics",
 ]

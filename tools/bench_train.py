@@ -27,7 +27,8 @@ from ..model.encoder import AudioEncoder, EncoderConfig
 from ..model.objectives import build_objective
 from ..model.optim import OptimConfig, build_optimizer, parameter_groups
 from ..model.pretraining import PretrainingModel
-from ..pipeline.loader import Batch, Loader, LoaderConfig
+from ..pipeline.batch import Batch
+from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.masks import MaskConfig, count_masked
 from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import open_dataset
