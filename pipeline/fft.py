@@ -14,6 +14,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from .rounding import fma
+
 LANES = 32
 """Frames in a group.
 
@@ -116,7 +118,7 @@ def _transform(frames, radices, n_done, cos, sin, rows, powers):
         _split(source, rows, cos, sin, powers, group * LANES)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def _pass(source, radix, n_done, cos, sin, target):
     """Transform row i of each of ``radix`` equal parts, into ``radix`` rows side by side.
 
@@ -134,11 +136,11 @@ def _pass(source, radix, n_done, cos, sin, target):
                 c, s, part = cos[turn], sin[turn], parts[j, i]
                 for re in range(LANES):
                     im = re + LANES
-                    out[re] += part[re] * c + part[im] * s
-                    out[im] += part[im] * c - part[re] * s
+                    out[re] = fma(part[re], c, fma(part[im], s, out[re]))
+                    out[im] = fma(part[im], c, fma(part[re], -s, out[im]))
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def _pass_of_4(source, n_done, cos, sin, target):
     """Do what ``_pass`` does with radix 4, where the transform itself needs no products."""
     quarters = source.reshape(4, -1, 2 * LANES)
@@ -153,19 +155,19 @@ def _pass_of_4(source, n_done, cos, sin, target):
             ac_re, ac_im, bd_re, bd_im = a[re] + c[re], a[im] + c[im], b[re] + d[re], b[im] + d[im]
             out[re], out[im] = ac_re + bd_re, ac_im + bd_im
             x, y = ac_re - bd_re, ac_im - bd_im
-            out[re + 4 * LANES] = x * cos_2 + y * sin_2
-            out[im + 4 * LANES] = y * cos_2 - x * sin_2
+            out[re + 4 * LANES] = fma(x, cos_2, y * sin_2)
+            out[im + 4 * LANES] = fma(y, cos_2, -(x * sin_2))
             # The differences; the second one times -i.
             ac_re, ac_im, bd_re, bd_im = a[re] - c[re], a[im] - c[im], b[im] - d[im], d[re] - b[re]
             x, y = ac_re + bd_re, ac_im + bd_im
-            out[re + 2 * LANES] = x * cos_1 + y * sin_1
-            out[im + 2 * LANES] = y * cos_1 - x * sin_1
+            out[re + 2 * LANES] = fma(x, cos_1, y * sin_1)
+            out[im + 2 * LANES] = fma(y, cos_1, -(x * sin_1))
             x, y = ac_re - bd_re, ac_im - bd_im
-            out[re + 6 * LANES] = x * cos_3 + y * sin_3
-            out[im + 6 * LANES] = y * cos_3 - x * sin_3
+            out[re + 6 * LANES] = fma(x, cos_3, y * sin_3)
+            out[im + 6 * LANES] = fma(y, cos_3, -(x * sin_3))
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def _split(source, rows, cos, sin, powers, first):
     """Make the real transform of the complex one; fill powers[:, first : first + LANES].
 
@@ -183,8 +185,8 @@ def _split(source, rows, cos, sin, powers, first):
             im = re + LANES
             even_re, even_im = half * (a[re] + b[re]), half * (a[im] - b[im])
             x, y = a[im] + b[im], b[re] - a[re]
-            odd_re, odd_im = x * c + y * s, y * c - x * s
+            odd_re, odd_im = fma(x, c, y * s), fma(y, c, -(x * s))
             x, y = even_re + odd_re, even_im + odd_im
-            low[re] = x * x + y * y
+            low[re] = fma(x, x, y * y)
             x, y = even_re - odd_re, even_im - odd_im
-            high[re] = x * x + y * y
+            high[re] = fma(x, x, y * y)

@@ -56,6 +56,34 @@ def gather(
     _gather(addresses, sizes, out.reshape(-1).view(np.uint8), row_bytes)
 
 
+def fill_labels(
+    rows: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    indptr: npt.NDArray[np.int64],
+    label_ids: npt.NDArray[np.int32],
+    label_map: npt.NDArray[np.int64],
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Set the labels of samples in a batch to 1.
+
+    Args:
+        rows: of the index, int64, shape (n,); -1 for none.
+        places: of the samples in the batch, int64, shape (n,).
+        indptr, label_ids: the index's labels, as CSR.
+        label_map: the class of each label id, int64, shape (n_ids,).
+        out: float32, shape (B, n_classes); other values stay.
+    """
+    _fill_labels(rows, places, indptr, label_ids, label_map, out)
+
+
+@njit(cache=True, nogil=True)
+def _fill_labels(rows, places, indptr, label_ids, label_map, out):
+    for i in range(len(rows)):
+        if rows[i] >= 0:
+            for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
+                out[places[i], label_map[label_ids[k]]] = 1.0
+
+
 @njit(cache=True, nogil=True)
 def _random_starts(n_frames, crop_frames, keys):
     starts = np.zeros(len(n_frames), np.int64)

@@ -1,23 +1,38 @@
-"""From a data set and an order to batches of tensors; the one file here that knows torch."""
+"""From data sets and an order to batches: which bytes, which crop, which masks.
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+    order -> rows of a step -> ShardSource: the bytes are at hand -> gather, masks -> Batch
+
+One thread asks for the bytes of coming steps, in order; a few make batches of them, in kernels
+that hold no lock. Nothing but the order says what is in a batch.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..shards.affine import AffineCode
 from ..shards.dataset import Dataset
-from ..shards.errors import ShardError
+from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
-from .gather import gather, random_starts
+from .gather import fill_labels, gather, random_starts
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
 from .prefetch import prefetch
+from .shard_cache import CacheConfig
+from .shard_source import Lease, ShardSource
 
 _CROP, _MASK, _DISTRACTORS = range(100, 103)  # purposes of draws, apart from the order's
+MAX_AHEAD = 8  # batches: more would not help, the bytes of later steps are fetched anyway
+MAX_THREADS = 4  # that make batches: two fill the memory bus
+
+Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 
 class Order(Protocol):
@@ -32,12 +47,16 @@ class Order(Protocol):
         """Return the epoch of a step."""
         ...
 
-    def positions(self, step: int, *, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    def positions(self, step: int, *, rank: int, world_size: int) -> Rows:
         """Return the positions in the epoch."""
         ...
 
-    def rows(self, step: int, *, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    def rows(self, step: int, *, rank: int, world_size: int) -> Rows:
         """Return the rows of the index."""
+        ...
+
+    def sources(self, step: int, *, rank: int, world_size: int) -> Rows:
+        """Return the data set of each row."""
         ...
 
 
@@ -58,46 +77,9 @@ class LoaderConfig(BaseModel):
     stride: int = Field(default=4, ge=1, description="frames per latent step of the model")
     mask: MaskConfig | None = Field(default=None, description="none = no masks, no distractors")
     seed: int = Field(default=0, ge=0, description="seed of crops, masks and distractors")
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the pipeline hands to the model.
-
-    Shape (B samples, T frames, S = T // stride latent steps, M masked steps, N distractors):
-
-    - logmel: float16 or, as codes, uint8 (B, T, n_mels), zero past ``n_frames``
-    - n_frames: int64 (B,), 0 for a sample that only fills the batch up
-    - labels: float32 (B, n_classes) multi-hot, or None for a set without labels
-    - mask: bool (B, S), True = masked, M in every row, never on padding; or None
-    - distractors: int32 (B, M, N), places among the masked steps of the sample; or None
-    - rows: int64 (B,), rows of the index, -1 where the batch is filled up
-    - keys: B strings
-    - code: what the codes of ``logmel`` stand for; None where it is float16
-    """
-
-    logmel: torch.Tensor
-    n_frames: torch.Tensor
-    labels: torch.Tensor | None
-    mask: torch.Tensor | None
-    distractors: torch.Tensor | None
-    rows: torch.Tensor
-    keys: tuple[str, ...]
-    code: AffineCode | None = None
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the tensors to a device, without waiting where the memory is pinned.
-
-        Codes travel as they are and become float32 log-mels there.
-        """
-        moved = {
-            field.name: tensor.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(tensor := getattr(self, field.name), torch.Tensor)
-        }
-        if self.code is not None:
-            moved["logmel"] = moved["logmel"] * self.code.scale + self.code.offset
-        return replace(self, **moved, code=None)
+    ahead_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="most bytes of batches that are made ahead, about"
+    )
 
 
 class Loader:
@@ -106,160 +88,288 @@ class Loader:
     Crop, mask and distractors of a sample depend on (seed, epoch, position) alone.
 
     Args:
-        dataset: the open data set.
+        datasets: the open data set, or those of a mixture, in its order.
         order: which rows make up which batch.
         config: crop and masks.
-        label_names: the classes of the model, in its order (default: the data set's).
+        label_names: the classes of the model, in its order (default: those of the data sets).
         rank, world_size: this process and their number.
+        cache: how data sets in an object store are read.
+        pins: make batches in pinned memory (default: where there is a GPU).
 
     Raises:
-        ValueError: the data set has a class that ``label_names`` lacks.
+        ValueError: a data set has a class that ``label_names`` lacks, or the data sets differ
+            in their features.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        datasets: Dataset | Sequence[Dataset],
         order: Order,
         config: LoaderConfig,
         *,
         label_names: Sequence[str] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        cache: CacheConfig | None = None,
+        pins: bool | None = None,
     ) -> None:
-        self._dataset = dataset
-        self._order = order
-        self._config = config
-        self._rank, self._world_size = rank, world_size
-        names = dataset.manifest.label_names if label_names is None else tuple(label_names)
-        self._n_classes = len(names)
-        self._label_map = _map_labels(dataset.manifest.label_names, names)
-        self._keys = dataset.index.sample_keys()
+        self._datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
+        _require_same_features(self._datasets)
+        self._order, self._config, self._cache = order, config, cache
+        self._place = {"rank": rank, "world_size": world_size}
+        all_names = (name for each in self._datasets for name in each.manifest.label_names)
+        self.label_names = tuple(dict.fromkeys(all_names) if label_names is None else label_names)
+        self._label_maps = [_map_labels(each, self.label_names) for each in self._datasets]
+        self._keys = [each.index.sample_keys() for each in self._datasets]
+        self._shortest_stored = min(int(each.index.n_frames.min()) for each in self._datasets)
+        self._memory = BatchMemory(
+            pins=torch.cuda.is_available() if pins is None else pins,
+            max_free_bytes=2 * config.ahead_bytes,
+        )
 
-    def batches(self, first_step: int, last_step: int, *, n_ahead: int = 2) -> Generator[Batch]:
-        """Yield the batches of steps ``first_step`` … ``last_step - 1``, made in a thread.
+    def batches(
+        self, first_step: int, last_step: int, *, every: int = 1
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of steps ``first_step`` … ``last_step - 1``, made ahead in threads.
+
+        The threads end with the generator, also when it is closed early.
+
+        Args:
+            first_step, last_step: counted from the start of training.
+            every: yield each so manieth step only, from the first on.
 
         Raises:
-            ShardError: a shard is missing or short.
+            ShardError: a shard is missing, short, or not the one the index was made from.
+            StorageError: an object store cannot be reached, or refuses.
         """
-        return prefetch((self.batch(step) for step in range(first_step, last_step)), n_ahead)
+        steps = range(first_step, last_step, every)
+        sources = [ShardSource(dataset, self._cache) for dataset in self._datasets]
+        for number, source in enumerate(sources):
+            source.read_ahead(self._reads(number, steps))
+        pool = ThreadPoolExecutor(
+            min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="melstream-gather"
+        )
+        futures = prefetch(
+            (pool.submit(self._make, self._acquire(step, sources)) for step in steps),
+            self._n_ahead(first_step),
+        )
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for source in sources:  # first: the thread of `futures` may wait for bytes
+                source.close()
+            futures.close()
+            pool.shutdown(cancel_futures=True)
 
     def batch(self, step: int) -> Batch:
         """Make the batch of one step, counted from the start of training."""
-        place = {"rank": self._rank, "world_size": self._world_size}
-        rows = self._order.rows(step, **place)
-        positions = self._order.positions(step, **place)
-        epoch = self._order.epoch_of(step)
-        logmel, n_frames = self._cut(rows, self._draw_keys(_CROP, epoch, positions))
-        mask, distractors = self._mask(step, n_frames, logmel.shape[1], epoch, positions)
+        with closing(self.batches(step, step + 1)) as batches:
+            return next(batches)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the most bytes that this takes, by what they are for."""
+        columns = sum(dataset.index.n_bytes for dataset in self._datasets)
+        n_batches = self._n_ahead(0) + MAX_THREADS
+        found = {"index": columns, f"{n_batches} batches": n_batches * self._batch_bytes(0)}
+        n_remote = sum(dataset.storage.folder is None for dataset in self._datasets)
+        if n_remote:
+            found["shards in memory"] = n_remote * (self._cache or CacheConfig()).memory_bytes
+        return found
+
+    def _n_ahead(self, step: int) -> int:
+        return min(MAX_AHEAD, max(1, self._config.ahead_bytes // self._batch_bytes(step)))
+
+    def _batch_bytes(self, step: int) -> int:
+        """Return about how many bytes a batch takes."""
+        n_samples = len(self._order.positions(step, **self._place))
+        width = self._config.crop_frames or self._config.max_frames
+        n_bytes = width * self._datasets[0].manifest.features.frame_bytes
+        if self._config.mask is not None:
+            n_masked = count_masked(max(2, width // self._config.stride), self._config.mask)
+            n_bytes += n_masked * self._config.mask.n_distractors * 4
+        return max(1, n_samples * n_bytes)
+
+    def _reads(self, number: int, steps: range) -> Iterator[Rows]:
+        """Yield the rows that each step reads of one data set."""
+        for step in steps:
+            which = self._order.sources(step, **self._place)
+            yield self._order.rows(step, **self._place)[which == number]
+
+    def _acquire(self, step: int, sources: Sequence[ShardSource]) -> "_Step":
+        """Look up what a step reads, and wait until its bytes are at hand."""
+        rows = self._order.rows(step, **self._place)
+        which = self._order.sources(step, **self._place)
+        parts = []
+        for number, source in enumerate(sources):
+            places = np.flatnonzero(which == number)
+            parts.append(_Part(number, places, rows[places], source.acquire(rows[places])))
+        return _Step(
+            step=step,
+            epoch=self._order.epoch_of(step),
+            positions=self._order.positions(step, **self._place),
+            sources=which,
+            rows=rows,
+            parts=parts,
+        )
+
+    def _make(self, step: "_Step") -> Batch:
+        """Make a batch of bytes that are at hand, and give them back."""
+        n_frames, logmel = self._cut(step)
+        for part in step.parts:
+            part.lease.release()
+        mask, distractors = self._mask(step, n_frames, logmel.shape[1])
         return Batch(
+            step=step.step,
             logmel=logmel,
             n_frames=torch.from_numpy(n_frames.astype(np.int64)),
-            labels=self._labels(rows),
+            labels=self._labels(step),
             mask=mask,
             distractors=distractors,
-            rows=torch.from_numpy(rows),
-            keys=tuple(self._key(row) if row >= 0 else "" for row in rows),
-            code=self._dataset.manifest.code,
+            sources=torch.from_numpy(step.sources),
+            rows=torch.from_numpy(step.rows),
+            keys=self._key_names(step),
+            code=self._datasets[0].manifest.code,
         )
 
-    def _key(self, row: np.int64) -> str:
-        return bytes(self._keys[row]).decode("ascii")
-
-    def _draw_keys(
-        self, purpose: int, epoch: int, positions: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint64]:
-        return draws(derive_key(self._config.seed, epoch, purpose), positions)
-
-    def _cut(
-        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
-    ) -> tuple[torch.Tensor, npt.NDArray[np.int32]]:
-        """Copy the crop of each row into one tensor; return it with the frames of each."""
-        index, spec = self._dataset.index, self._dataset.manifest.features
-        stored = np.where(rows >= 0, index.n_frames[rows], 0).astype(np.int32)
-        crop = self._config.crop_frames or min(int(stored.max()), self._config.max_frames)
-        width = -(-crop // self._config.stride) * self._config.stride
+    def _cut(self, step: "_Step") -> tuple[npt.NDArray[np.int32], torch.Tensor]:
+        """Return the frames of each crop, and the crops in one tensor."""
+        spec, config = self._datasets[0].manifest.features, self._config
+        stored = step.join(lambda part: self._stored_frames(part), np.int32)
+        crop = config.crop_frames or min(int(stored.max()), config.max_frames)
+        width = -(-crop // config.stride) * config.stride
         n_frames = np.minimum(stored, crop)
-        starts = random_starts(stored, crop, keys) if self._config.crop_frames else 0 * rows
-        logmel = torch.empty(
-            (len(rows), width, spec.n_mels),
-            dtype=getattr(torch, spec.storage_dtype),
-            pin_memory=torch.cuda.is_available(),
-        )
-        frame_bytes = spec.frame_bytes
-        held = [self._payload(row) for row in rows]  # keeps the maps alive during the copy
-        addresses = np.array([payload.ctypes.data for payload in held], np.uint64)
-        addresses += (starts * frame_bytes).astype(np.uint64)
-        gather(addresses, n_frames.astype(np.int64) * frame_bytes, logmel.numpy())
-        return logmel, n_frames
+        addresses = step.join(lambda part: part.lease.addresses, np.uint64)
+        if config.crop_frames:
+            starts = random_starts(stored, crop, self._draws(_CROP, step))
+            addresses += (starts * spec.frame_bytes).astype(np.uint64)
+        shape = (len(step.rows), width, spec.n_mels)
+        logmel = self._memory.empty(shape, getattr(torch, spec.storage_dtype))
+        gather(addresses, n_frames.astype(np.int64) * spec.frame_bytes, logmel.numpy())
+        return n_frames, logmel
 
-    def _payload(self, row: np.int64) -> npt.NDArray[np.uint8]:
-        """Return the mapped bytes of one row's array, checked to lie inside its shard."""
-        if row < 0:
-            return np.empty(0, np.uint8)
-        index, manifest = self._dataset.index, self._dataset.manifest
-        shard = int(index.shard[row])
-        n_bytes = manifest.features.frame_bytes * int(index.n_frames[row])
-        end = int(index.logmel_offset[row] + index.logmel_size[row])
-        data = self._dataset.shard_bytes(shard)
-        if not 0 <= end - n_bytes <= end <= len(data):
-            name, key = manifest.shards[shard].name, self._key(row)
-            raise ShardError(
-                f"the index places {key} at bytes {end - n_bytes}..{end} of {name}, which has "
-                f"{len(data)}; build the data set again",
-                shard=name,
-                key=key,
-            )
-        return data[end - n_bytes : end]
+    def _stored_frames(self, part: "_Part") -> npt.NDArray[np.int32]:
+        """Return the stored frames of each row, 0 for row -1."""
+        n_frames = self._datasets[part.number].index.n_frames[part.rows]
+        return np.where(part.rows >= 0, n_frames, 0)
 
     def _mask(
-        self,
-        step: int,
-        n_frames: npt.NDArray[np.int32],
-        width: int,
-        epoch: int,
-        positions: npt.NDArray[np.int64],
+        self, step: "_Step", n_frames: npt.NDArray[np.int32], width: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         config, stride = self._config.mask, self._config.stride
         if config is None:
             return None, None
-        n_steps = (n_frames // stride).astype(np.int32)
-        n_masked = count_masked(self._shortest(step) // stride, config)
-        mask = draw_masks(
-            n_steps,
+        n_masked = count_masked(self._shortest(step.step) // stride, config)
+        mask = self._memory.empty((len(n_frames), width // stride), torch.bool)
+        draw_masks(
+            (n_frames // stride).astype(np.int32),
             width=width // stride,
             n_masked=n_masked,
             mask_length=config.mask_length,
-            keys=self._draw_keys(_MASK, epoch, positions),
+            keys=self._draws(_MASK, step),
+            out=mask.numpy(),
         )
-        distractors = draw_distractors(
-            n_masked, config.n_distractors, self._draw_keys(_DISTRACTORS, epoch, positions)
-        )
-        return torch.from_numpy(mask), torch.from_numpy(distractors)
+        shape = (len(n_frames), n_masked, config.n_distractors)
+        distractors = self._memory.empty(shape, torch.int32)
+        keys = self._draws(_DISTRACTORS, step)
+        draw_distractors(n_masked, config.n_distractors, keys, distractors.numpy())
+        return mask, distractors
 
     def _shortest(self, step: int) -> int:
         """Return the frames of the shortest crop of the global batch: the same on every rank."""
+        longest = self._config.crop_frames or self._config.max_frames
+        if self._shortest_stored >= longest:
+            return longest  # without a look at what other ranks read
         rows = self._order.rows(step, rank=0, world_size=1)
-        shortest = int(self._dataset.index.n_frames[rows].min())
-        return min(shortest, self._config.crop_frames or self._config.max_frames)
+        which = self._order.sources(step, rank=0, world_size=1)
+        for number, dataset in enumerate(self._datasets):
+            here = rows[which == number]
+            longest = min(longest, int(dataset.index.n_frames[here].min(initial=longest)))
+        return longest
 
-    def _labels(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
+    def _draws(self, purpose: int, step: "_Step") -> Keys:
+        return draws(derive_key(self._config.seed, step.epoch, purpose), step.positions)
+
+    def _labels(self, step: "_Step") -> torch.Tensor | None:
         """Return the multi-hot labels, float32, shape (B, n_classes)."""
-        if not self._n_classes:
+        if not self.label_names:
             return None
-        labels = torch.zeros((len(rows), self._n_classes))
-        for place, row in enumerate(rows):
-            if row >= 0:
-                labels[place, self._label_map[self._dataset.index.labels(row)]] = 1.0
+        labels = torch.zeros((len(step.rows), len(self.label_names)))
+        for part in step.parts:
+            index, label_map = self._datasets[part.number].index, self._label_maps[part.number]
+            csr = index.label_indptr, index.label_ids
+            fill_labels(part.rows, part.places, *csr, label_map, labels.numpy())
         return labels
 
+    def _key_names(self, step: "_Step") -> tuple[str, ...]:
+        keys = step.join(lambda part: self._keys[part.number][part.rows], np.bytes_)
+        pairs = zip(step.rows.tolist(), keys.tolist(), strict=True)
+        return tuple(key.decode("ascii") if row >= 0 else "" for row, key in pairs)
 
-def _map_labels(stored: Sequence[str], wanted: Sequence[str]) -> torch.Tensor:
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a step reads of one data set.
+
+    Args:
+        number: of the data set.
+        places: in the batch, int64.
+        rows: of its index, int64, -1 where the batch is filled up.
+        lease: their bytes.
+    """
+
+    number: int
+    places: Rows
+    rows: Rows
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a step reads, at hand."""
+
+    step: int
+    epoch: int
+    positions: Rows
+    sources: Rows
+    rows: Rows
+    parts: list[_Part]
+
+    def join(
+        self, values: Callable[[_Part], npt.NDArray[np.generic]], dtype: npt.DTypeLike
+    ) -> npt.NDArray:
+        """Put together what the parts have, in the order of the batch."""
+        if len(self.parts) == 1:
+            return values(self.parts[0]).astype(dtype)
+        found = [values(part) for part in self.parts]
+        out = np.empty(len(self.rows), np.result_type(*found))
+        for part, each in zip(self.parts, found, strict=True):
+            out[part.places] = each
+        return out
+
+
+def _require_same_features(datasets: Sequence[Dataset]) -> None:
+    """Refuse data sets that cannot stand in one batch."""
+    first = datasets[0].manifest
+    for dataset in datasets[1:]:
+        first.features.require_same(dataset.manifest.features, dataset.url)
+        if dataset.manifest.code != first.code:
+            raise ValueError(
+                f"the data sets of a mixture must store log-mels alike, found "
+                f"{first.features.storage_dtype} in {datasets[0].url} and "
+                f"{dataset.manifest.features.storage_dtype} in {dataset.url}; build one again with "
+                "the other's --storage"
+            )
+
+
+def _map_labels(dataset: Dataset, wanted: Sequence[str]) -> Rows:
     """Return, for each label id of the data set, its place among the wanted names."""
     places = {name: place for place, name in enumerate(wanted)}
+    stored = dataset.manifest.label_names
     unknown = [name for name in stored if name not in places]
     if unknown and wanted:
         raise ValueError(
             f"the data set has {len(unknown)} classes that the model lacks "
             f"({', '.join(unknown[:5])}); build it with the label list of the training set"
         )
-    return torch.tensor([places.get(name, -1) for name in stored], dtype=torch.int64)
+    return np.array([places.get(name, -1) for name in stored], np.int64)

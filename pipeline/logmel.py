@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..shards.spec import FeatureSpec
 from .fft import LANES, PowerSpectrum
 from .mel import mel_filters
+from .rounding import fma, sum_float64
 
 Waveform = npt.NDArray[np.float32]
 
@@ -145,17 +146,9 @@ def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
     return padded
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
-def _mean(values):
-    total = np.float32(0)
-    for i in range(len(values)):
-        total += values[i]
-    return total / np.float32(len(values))
-
-
 # Low frequencies lose 30 dB to the pre-emphasis: without the fused multiply-add, which rounds
 # once, rounding of the samples would stand out against what is left.
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def _frame(samples, hop_length, window, preemphasis, remove_dc, frames):
     """Fill frames[:, :win_length], (n_groups, n_fft, n_lanes); what lies below stays zero."""
     win_length, n_lanes = len(window), frames.shape[2]
@@ -169,16 +162,17 @@ def _frame(samples, hop_length, window, preemphasis, remove_dc, frames):
         source = samples[first : first + n_samples]
         emphasised[0] = 0
         for i in range(1, n_samples):
-            emphasised[i] = source[i] - preemphasis * source[i - 1]
+            emphasised[i] = fma(-preemphasis, source[i - 1], source[i])
         for t in range(n_lanes):
             frame = source[t * hop_length : t * hop_length + win_length]
-            offsets[t] = kept * _mean(frame) if remove_dc else np.float32(0)
+            mean = np.float32(sum_float64(frame) / win_length) if remove_dc else np.float32(0)
+            offsets[t] = kept * mean
         for t in range(0, n_lanes, 4):
             _window_4(emphasised[t * hop_length :], hop_length, window, offsets[t:], fours[t // 4])
         _join(fours, frames[group])
         for t in range(n_lanes):
             # Kaldi takes the first sample as its own predecessor.
-            frames[group, 0, t] = window[0] * (kept * source[t * hop_length] - offsets[t])
+            frames[group, 0, t] = window[0] * fma(kept, source[t * hop_length], -offsets[t])
 
 
 # Side by side in two steps, four frames and then all: for these LLVM finds vector instructions.
@@ -223,7 +217,7 @@ def _project(powers, filters, first_bins, end_bins, floor, bands):
         _log(floored, octaves, bands[m])
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(cache=True, nogil=True)
 def _log(values, octaves, logs):
     """Take logs of normal numbers; of what is not finite, NaN.
 
@@ -242,5 +236,5 @@ def _log(values, octaves, logs):
         x = values[t] - np.float32(1)
         log = np.float32(0)
         for coefficient in LN_1_PLUS_X:
-            log = log * x + coefficient
-        logs[t] = log + octaves[t] * LN_2[1] + octaves[t] * LN_2[0]
+            log = fma(log, x, coefficient)
+        logs[t] = fma(octaves[t], LN_2[0], fma(octaves[t], LN_2[1], log))

@@ -78,6 +78,7 @@ def draw_masks(
     n_masked: int,
     mask_length: int,
     keys: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Draw the masked spans of every sample of a batch.
 
@@ -87,6 +88,7 @@ def draw_masks(
         n_masked: masked steps of every sample, at most ``min(n_steps)``.
         mask_length: steps per span.
         keys: one key of draws per sample, uint64, shape (B,).
+        out: where to put the mask, bool, shape (B, width); none = in new memory.
 
     Returns:
         mask: bool, shape (B, width); True where masked, never on padding, ``n_masked`` per row.
@@ -99,13 +101,17 @@ def draw_masks(
             f"`n_steps` must be in n_masked..width ({n_masked}..{width}), "
             f"found {n_steps.min()}..{n_steps.max()}"
         )
-    mask = np.zeros((len(n_steps), width), np.bool_)
+    mask = np.empty((len(n_steps), width), np.bool_) if out is None else out
+    mask[:] = False
     _draw_masks(n_steps, n_masked, mask_length, keys, mask)
     return mask
 
 
 def draw_distractors(
-    n_masked: int, n_distractors: int, keys: npt.NDArray[np.uint64]
+    n_masked: int,
+    n_distractors: int,
+    keys: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.int32]:
     """Draw, for each masked step, other masked steps of the same sample.
 
@@ -113,6 +119,7 @@ def draw_distractors(
         n_masked: masked steps of every sample, at least 2.
         n_distractors: draws per masked step, with replacement.
         keys: one key of draws per sample, uint64, shape (B,).
+        out: where to put them, int32, shape (B, n_masked, n_distractors); none = in new memory.
 
     Returns:
         distractors: int32, shape (B, n_masked, n_distractors); places 0..n_masked-1 among the
@@ -123,7 +130,8 @@ def draw_distractors(
     """
     if n_masked < 2:
         raise ValueError(f"`n_masked` must be at least 2, found {n_masked}")
-    distractors = np.empty((len(keys), n_masked, n_distractors), np.int32)
+    shape = (len(keys), n_masked, n_distractors)
+    distractors = np.empty(shape, np.int32) if out is None else out
     _draw_distractors(keys, distractors)
     return distractors
 

@@ -16,6 +16,7 @@ from numba import njit
 
 from ..shards.spec import FeatureSpec
 from .mel import mel_edges_hz
+from .rounding import sum_float64, sum_squares_float64
 
 Samples = npt.NDArray[np.float32]
 
@@ -68,9 +69,9 @@ def measure_levels(samples: Samples) -> Levels:
             f"{samples.dtype} of shape {samples.shape}"
         )
     values = samples.reshape(-1)
-    peak_bits, n_clipped, total = _scan(values, values.view(np.int32), CLIPPED.view(np.int32))
+    peak_bits, n_clipped = _scan(values.view(np.int32), CLIPPED.view(np.int32))
     peak = float(np.int32(peak_bits).view(np.float32))
-    return Levels(peak, n_clipped / values.size, total / values.size)
+    return Levels(peak, n_clipped / values.size, sum_float64(values) / values.size)
 
 
 def mean_squares(waveform: npt.NDArray[np.float32], block_samples: int) -> npt.NDArray[np.float64]:
@@ -170,30 +171,25 @@ def bandwidth_hz(logmel: npt.NDArray[np.float32], spec: FeatureSpec) -> float:
     return float(mel_edges_hz(spec)[heard[-1] + 2]) if len(heard) else 0.0
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
-def _scan(values, bits, clipped_bits):
-    """Return bits of the largest |value|, number that are clipped, sum.
+@njit(cache=True, nogil=True)
+def _scan(bits, clipped_bits):
+    """Return bits of the largest |value|, number that are clipped.
 
     ``bits`` is ``values`` seen as int32: without their sign, floats compare as their bits do,
     NaN above all, and whole numbers let the compiler take eight at a time.
     """
     peak_bits = np.int32(0)
     n_clipped = 0
-    total = 0.0
     for i in range(len(bits)):
         magnitude = bits[i] & np.int32(0x7FFF_FFFF)
         peak_bits = max(peak_bits, magnitude)
         n_clipped += magnitude >= clipped_bits
-        total += np.float64(values[i])
-    return peak_bits, n_clipped, total
+    return peak_bits, n_clipped
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
+@njit(cache=True, nogil=True)
 def _fill_mean_squares(waveform, block_samples, powers):
     for block in range(len(powers)):
         start = block * block_samples
         end = min(start + block_samples, len(waveform))
-        total = 0.0
-        for i in range(start, end):
-            total += np.float64(waveform[i]) * np.float64(waveform[i])
-        powers[block] = total / (end - start)
+        powers[block] = sum_squares_float64(waveform[start:end]) / (end - start)

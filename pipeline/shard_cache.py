@@ -79,6 +79,11 @@ class CacheConfig(BaseModel):
         default=None, ge=1, description="about how many bytes are fetched at once; none = by size"
     )
     n_parallel: int = Field(default=8, ge=1, le=256, description="requests at once")
+    checks_local: bool = Field(
+        default=False,
+        description="compare each log-mel of a local data set with its hash when it is read; "
+        "what comes from an object store is compared always",
+    )
 
 
 def piece_name(dataset: Dataset, shard: int, first_byte: int, n_bytes: int) -> str:

@@ -145,6 +145,8 @@ class ShardSource:
         addresses, n_bytes = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int64)
         addresses[is_row] = bases[places] + self._pieces.offset[known].astype(np.uint64)
         n_bytes[is_row] = self._n_bytes(known)
+        if self._is_local and self._config.checks_local:
+            self._check_local(known)
         return Lease(addresses, n_bytes, pieces, release)
 
     def read_ahead(self, steps: Iterable[Rows]) -> None:
@@ -189,6 +191,14 @@ class ShardSource:
         first = int(self._pieces.first_byte[number])
         data = self._dataset.shard_bytes(int(self._pieces.shard[number]))
         return data[first : first + int(self._pieces.n_bytes[number])]
+
+    def _check_local(self, rows: Rows) -> None:
+        index = self._dataset.index
+        for row in rows.tolist():
+            first, size = int(index.logmel_offset[row]), int(index.logmel_size[row])
+            payload = self._dataset.shard_bytes(int(index.shard[row]))[first : first + size]
+            if xxhash.xxh3_64_intdigest(payload.data) != int(index.logmel_hash[row]):
+                raise self._altered(row)
 
     def _planned(self, rows: Rows) -> PlannedStep:
         """Name the pieces of a step, in the order of their first use."""
@@ -260,8 +270,11 @@ class ShardSource:
             if altered is None:
                 return payload
         assert altered is not None
-        shard, key = self._dataset.shard_of(altered).name, self._dataset.key(altered)
-        raise ShardError(
+        raise self._altered(altered)
+
+    def _altered(self, row: int) -> ShardError:
+        shard, key = self._dataset.shard_of(row).name, self._dataset.key(row)
+        return ShardError(
             f"{self._dataset.storage.url_of(shard)}: the payload of {key} is not the one the index "
             "was made from (hash differs): the shard changed since; copy the whole data set again, "
             "or build it again",

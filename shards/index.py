@@ -119,6 +119,11 @@ class Index:
                 ) from error
         return self._read[name]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the columns that were read so far."""
+        return sum(column.nbytes for column in self._read.values())
+
     def __len__(self) -> int:
         return len(self.n_frames)
 

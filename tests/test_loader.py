@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import make_sample, write_dataset
 
+from melstream.pipeline.batch import Batch
 from melstream.pipeline.gather import gather, random_starts
-from melstream.pipeline.loader import Batch, Loader, LoaderConfig
+from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.masks import MaskConfig, count_masked
 from melstream.pipeline.order import EvaluationOrder, OrderConfig, TrainingOrder
 from melstream.pipeline.prefetch import prefetch

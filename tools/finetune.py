@@ -10,7 +10,8 @@ from torch import Tensor
 from ..model.encoder import AudioEncoder
 from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
-from ..pipeline.loader import Batch, Loader
+from ..pipeline.batch import Batch
+from ..pipeline.loader import Loader
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from .evaluate import predict

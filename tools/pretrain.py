@@ -11,7 +11,8 @@ from ..model.encoder import AudioEncoder
 from ..model.objectives import build_objective
 from ..model.optim import parameter_groups
 from ..model.pretraining import PretrainingModel
-from ..pipeline.loader import Batch, Loader, LoaderConfig
+from ..pipeline.batch import Batch
+from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.masks import MaskConfig
 from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import Dataset, open_dataset

@@ -28,7 +28,8 @@ from ..model.checkpoint import (
     save_checkpoint,
 )
 from ..model.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from ..pipeline.loader import Batch, Loader
+from ..pipeline.batch import Batch
+from ..pipeline.loader import Loader
 from ..pipeline.order import TrainingOrder
 from ..shards.errors import MelstreamError
 from ..shards.files import write_bytes
