@@ -15,11 +15,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..shards.dataset import open_dataset
 from ..shards.errors import MelstreamError
+from ..shards.storage import open_storage
 from . import peer_loaders
+from .fixed_clips import copy_clips
 from .loader_contender import KINDS
 
 ERROR_CHARS = 2_000  # of what a contender said before it ended
+COPIED_BYTES = 2**28  # of the clips of a data set that loaders are compared over
 TURN_S = 0.5  # a turn lasts at least so long, and a whole number of epochs
 
 
@@ -92,6 +96,26 @@ def compare(
     ours = [_ours(kind, folder, shared) for kind in KINDS]
     peers = _peers(folder, work, shared, n_cores, peer_python)
     return _best(_take_turns([*ours, *peers], n_rounds))
+
+
+def compare_over(url: str, *, n_frames: int, batch_size: int) -> list[LoaderSpeed]:
+    """Compare over copies of clips of a data set, all cut to one length, on one core.
+
+    Args:
+        url: of the data set.
+        n_frames: of each copy; shorter clips are left out.
+        batch_size: clips in a batch, at most.
+
+    Raises:
+        ValueError: no clip is so long.
+        MelstreamError: the data set cannot be read, or a contender failed.
+    """
+    dataset = open_dataset(url)
+    max_clips = max(1, COPIED_BYTES // (n_frames * dataset.manifest.features.frame_bytes))
+    with tempfile.TemporaryDirectory(prefix="melstream-bench-") as folder:
+        place = Path(folder) / "clips"
+        clips = copy_clips(dataset, open_storage(place), n_frames=n_frames, max_clips=max_clips)
+        return compare(place, Path(folder) / "peers", batch_size=min(batch_size, len(clips)))
 
 
 def print_speeds(speeds: Sequence[LoaderSpeed], n_bytes: int, console: Console) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -28,12 +28,10 @@ from .cli_options import (
     PrintConfig,
     Resume,
     err_console,
+    find_device,
     out_console,
     resumable,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 app = typer.Typer(
     help="Raw audio in, a self-supervised audio model out.",
@@ -150,7 +148,7 @@ def pretrain(
         return
     from .pretrain import pretrain as run
 
-    result = run(config, data, out, device=_device(device), console=err_console, resume=resume)
+    result = run(config, data, out, device=find_device(device), console=err_console, resume=resume)
     _finish_run(out, result.is_complete, result.step, result.wall_s, result.figures)
 
 
@@ -186,7 +184,7 @@ def finetune(
         config,
         data,
         out,
-        device=_device(device),
+        device=find_device(device),
         console=err_console,
         encoder_path=encoder,
         valid=valid,
@@ -214,7 +212,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
-    metrics, card = run(model, data, device=_device(device))
+    metrics, card = run(model, data, device=find_device(device))
     if out is not None:
         write_report(out, metrics, card)
     if as_json:
@@ -275,22 +273,6 @@ def doctor(as_json: Json = False) -> None:
                 out_console.print(f"     {finding.remedy}", markup=False, highlight=False)
     if any(finding.is_required and not finding.is_ok for finding in findings):
         raise typer.Exit(1)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, found {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"`--device {name}` needs a GPU and torch sees none; see 'melstream doctor'"
-        )
-    return device
 
 
 def _finish_run(

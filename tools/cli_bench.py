@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from .cli_options import Json, out_console
+from .cli_options import Device, Json, find_device, out_console
 
 bench_app = typer.Typer(
     help="Measure speed on this machine, beside named peers.", no_args_is_help=True
@@ -61,3 +61,56 @@ def bench_features(
         print(json.dumps([times.as_json() for times in found], indent=1))
     else:
         print_times(found, out_console)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
+    batch_size: Annotated[int, Option(min=1, help="Clips in a batch.")] = 64,
+    crop_s: Annotated[
+        float | None,
+        Option("--crop-seconds", min=0.1, help="Length of a crop; default: the middle clip's."),
+    ] = None,
+    seconds: Annotated[float, Option(min=0.1, help="How long each thing is timed.")] = 5.0,
+    cache: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Keep shards of an object store here; default: in memory."),
+    ] = None,
+    model: Annotated[
+        str,
+        Option(help="Encoder that is trained for the headspace: tiny, cf-s, cf-l, or none."),
+    ] = "tiny",
+    device: Device = "auto",
+    versus: Annotated[
+        bool, Option("--vs", help="Time other loaders that are installed, too, on one core.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time the loader over a data set, and say whether a trainer would wait for it.
+
+    Example: `melstream bench loader shards/train --model cf-s --vs`
+    """
+    from ..model.encoder import PRESETS
+    from ..pipeline.shard_cache import CacheConfig
+    from .bench_loader import LoaderSettings, print_figures
+    from .bench_loader import bench_loader as run
+    from .bench_versus import compare_over, print_speeds
+
+    if model not in (*PRESETS, "none"):
+        raise ValueError(f"`--model` must be one of {', '.join(PRESETS)}, none, found {model!r}")
+    settings = LoaderSettings(
+        batch_size=batch_size,
+        crop_s=crop_s,
+        seconds=seconds,
+        preset=None if model == "none" else model,
+        device=find_device(device),
+        cache=CacheConfig(folder=cache),
+    )
+    found = run(data, settings)
+    speeds = compare_over(data, n_frames=found.crop_frames, batch_size=batch_size) if versus else []
+    if as_json:
+        print(json.dumps({**found.as_json(), "vs": [s.as_json() for s in speeds]}, indent=1))
+        return
+    print_figures(found, out_console)
+    if versus:
+        print_speeds(speeds, found.clip_bytes, out_console)
