@@ -10,6 +10,7 @@ Source:
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ class MaskConfig(BaseModel):
     n_distractors: int = Field(default=100, ge=1, description="distractors per masked step")
 
 
+@lru_cache  # asked for every batch, and slower than drawing its masks
 def count_masked(n_steps: int, config: MaskConfig) -> int:
     """Return how many steps of a clip are masked.
 
