@@ -9,7 +9,7 @@ that hold no lock. Nothing but the order says what is in a batch.
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,9 +127,7 @@ class Loader:
             max_free_bytes=2 * config.ahead_bytes,
         )
 
-    def batches(
-        self, first_step: int, last_step: int, *, every: int = 1
-    ) -> Generator[Batch, None, None]:
+    def batches(self, first_step: int, last_step: int, *, every: int = 1) -> Generator[Batch]:
         """Yield the batches of steps ``first_step`` … ``last_step - 1``, made ahead in threads.
 
         The threads end with the generator, also when it is closed early.
@@ -143,24 +141,22 @@ class Loader:
             StorageError: an object store cannot be reached, or refuses.
         """
         steps = range(first_step, last_step, every)
-        sources = [ShardSource(dataset, self._cache) for dataset in self._datasets]
-        for number, source in enumerate(sources):
-            source.read_ahead(self._reads(number, steps))
-        pool = ThreadPoolExecutor(
-            min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="melstream-gather"
-        )
-        futures = prefetch(
-            (pool.submit(self._make, self._acquire(step, sources)) for step in steps),
-            self._n_ahead(first_step),
-        )
-        try:
+        with ExitStack() as stack:  # closes everything, even if Ctrl-C comes while it does
+            n_threads = min(MAX_THREADS, os.cpu_count() or 1)
+            pool = ThreadPoolExecutor(n_threads, thread_name_prefix="melstream-gather")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            sources = [ShardSource(dataset, self._cache) for dataset in self._datasets]
+            for number, source in enumerate(sources):
+                source.read_ahead(self._reads(number, steps))
+            futures = prefetch(
+                (pool.submit(self._make, self._acquire(step, sources)) for step in steps),
+                self._n_ahead(first_step),
+            )
+            stack.callback(futures.close)
+            for source in sources:  # first of all: the thread of `futures` may wait for bytes
+                stack.callback(source.close)
             for future in futures:
                 yield future.result()
-        finally:
-            for source in sources:  # first: the thread of `futures` may wait for bytes
-                source.close()
-            futures.close()
-            pool.shutdown(cancel_futures=True)
 
     def batch(self, step: int) -> Batch:
         """Make the batch of one step, counted from the start of training."""

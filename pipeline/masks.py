@@ -64,9 +64,14 @@ def count_masked(n_steps: int, config: MaskConfig) -> int:
     """
     if n_steps < 2:
         raise ValueError(f"a masked clip needs at least 2 latent steps, found {n_steps}")
-    length = min(config.mask_length, n_steps)
+    return _count_masked(n_steps, config.share, config.mask_length)
+
+
+@lru_cache
+def _count_masked(n_steps: int, share: float, mask_length: int) -> int:
+    length = min(mask_length, n_steps)
     n_starts = n_steps - length + 1
-    n_spans = min(max(2.0, config.share * n_steps / config.mask_length), n_starts)
+    n_spans = min(max(2.0, share * n_steps / mask_length), n_starts)
     steps = np.arange(n_steps)
     covering = np.minimum(steps, n_starts - 1) - np.maximum(steps - length + 1, 0) + 1
     missed = np.exp(_log_choose(n_starts - covering, n_spans) - _log_choose(n_starts, n_spans))

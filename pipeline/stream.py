@@ -1,0 +1,188 @@
+"""Data sets as an endless stream of batches for torch's ``DataLoader``, or without it.
+
+    stream = BatchStream("s3://bucket/audioset/train", OrderConfig(global_batch_size=64))
+    for batch in stream: ...                      # one epoch; the next iteration is the next
+    torch.save(stream.state_dict(), path)         # a few numbers; resumes at once
+
+It is made of addresses and numbers, and opens what it needs in each process: it can be sent
+to workers that are forked or spawned. Without workers the threads of ``Loader`` do the work,
+which is faster; with them, worker w of n makes the w-th of every n batches, so that
+``DataLoader`` puts them together in the right order.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.worker import WorkerInfo
+
+from ..shards.dataset import Dataset, open_dataset
+from ..shards.storage import DEFAULT_TIMEOUT_S, open_storage
+from .batch import Batch
+from .loader import Loader, LoaderConfig
+from .mixture import MixtureOrder
+from .order import OrderConfig, TrainingOrder
+from .shard_cache import CacheConfig
+
+
+def open_order(
+    datasets: Sequence[Dataset], config: OrderConfig, weights: Sequence[float] | None = None
+) -> TrainingOrder | MixtureOrder:
+    """Return the order of one data set, or of a mixture of several.
+
+    Args:
+        datasets: open data sets.
+        config: seed, batch size, streams, class balance.
+        weights: shares of the data sets in every batch (default: by their samples).
+
+    Raises:
+        ValueError: a data set is too small, or the weights do not fit.
+    """
+    parts = [TrainingOrder(each.index, each.manifest.fingerprint, config) for each in datasets]
+    if len(parts) == 1 and weights is None:
+        return parts[0]
+    return MixtureOrder(parts, [part.n_samples for part in parts] if weights is None else weights)
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Batches of one data set or of a mixture, epoch after epoch, from any position.
+
+    An iteration begins at the position and goes to the end of its epoch. The position moves
+    with each batch; with workers of a ``DataLoader``, which do not tell what they handed over,
+    it moves at the end of the epoch. torchdata's ``StatefulDataLoader`` asks them and resumes
+    with workers too. For ``DataLoader`` give ``batch_size=None``: these are batches already.
+
+    Args:
+        places: address of the data set, or of each of a mixture: paths, ``s3://`` …
+        order: seed, global batch size, streams, class balance.
+        config: crop and masks.
+        weights: shares of a mixture's data sets (default: by their samples).
+        label_names: the classes of the model, in its order (default: those of the data sets).
+        cache: how data sets in an object store are read.
+        timeout_s: longest wait for an object store, retries included, in seconds.
+        rank, world_size: this process and their number (default: those of
+            ``torch.distributed`` where it is initialised).
+    """
+
+    def __init__(
+        self,
+        places: str | Path | Sequence[str | Path],
+        order: OrderConfig,
+        config: LoaderConfig | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+        label_names: Sequence[str] | None = None,
+        cache: CacheConfig | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self._places = [places] if isinstance(places, str | Path) else list(places)
+        self._order_config, self._config = order, config or LoaderConfig()
+        self._weights, self._label_names = weights, label_names
+        self._cache, self._timeout_s = cache, timeout_s
+        self._rank, self._world_size = _rank_and_world_size(rank, world_size)
+        self._opened: tuple[int, Loader, TrainingOrder | MixtureOrder] | None = None
+        # Shared with worker processes: the step that the next iteration begins with.
+        self._position = torch.zeros((), dtype=torch.int64).share_memory_()
+        # In a worker: its own next step, the stride, and the end of the epoch; now, and saved.
+        self._now: tuple[int, int, int] | None = None
+        self._resumed: tuple[int, int, int] | None = None
+
+    @property
+    def position(self) -> int:
+        """The step that the next iteration begins with, counted from the start of training."""
+        return int(self._position)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch, the same on every rank."""
+        return self._open()[1].steps_per_epoch
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes, in the order of ``Batch.labels``."""
+        return self._open()[0].label_names
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self._open()[0]
+        worker = get_worker_info()
+        first, every, end = self._resumed or self._next_epoch(worker)
+        self._resumed = None
+        for batch in loader.batches(first, end, every=every):
+            self._now = batch.step + every, every, end
+            if worker is None:
+                self._position.fill_(batch.step + 1)
+            yield batch
+        self._position.fill_(end)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and what has to be the same to go on from it, as plain data."""
+        state = self.state_at(self.position)
+        is_in_worker = get_worker_info() is not None and self._now is not None
+        return {**state, "worker": self._now} if is_in_worker else state
+
+    def state_at(self, step: int) -> dict[str, Any]:
+        """Return the state after ``step`` batches, such as ``batch.step + 1``."""
+        config = self._config.model_dump(exclude={"ahead_bytes"})
+        return {**self._open()[1].state(step), "loader": config}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, also with another world size.
+
+        Raises:
+            ValueError: a data set or a setting changed; both values are shown.
+        """
+        now = self._config.model_dump(exclude={"ahead_bytes"})
+        if state.get("loader") != now:
+            raise ValueError(
+                f"the stream cannot be resumed, its crops or masks are not the same any more "
+                f"(saved {state.get('loader')}, now {now}); use the settings of the run"
+            )
+        self._position.fill_(self._open()[1].resume(state))
+        self._resumed = state.get("worker")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _next_epoch(self, worker: WorkerInfo | None) -> tuple[int, int, int]:
+        """Return the first step, the stride and the end of what is left of the epoch."""
+        n_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        end = (self.position // self.steps_per_epoch + 1) * self.steps_per_epoch
+        return self.position + number, n_workers, end
+
+    def _open(self) -> tuple[Loader, TrainingOrder | MixtureOrder]:
+        """Open the data sets, once in each process."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            datasets = [
+                open_dataset(open_storage(place, timeout_s=self._timeout_s))
+                for place in self._places
+            ]
+            order = open_order(datasets, self._order_config, self._weights)
+            loader = Loader(
+                datasets,
+                order,
+                self._config,
+                label_names=self._label_names,
+                rank=self._rank,
+                world_size=self._world_size,
+                cache=self._cache,
+                pins=False if get_worker_info() else None,
+            )
+            self._opened = os.getpid(), loader, order
+        return self._opened[1:]
+
+
+def _rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if rank is None:
+        rank = torch.distributed.get_rank() if is_distributed else 0
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if is_distributed else 1
+    return rank, world_size
