@@ -131,6 +131,16 @@ class TrainingOrder:
         """Samples served in one epoch over all ranks."""
         return self.steps_per_epoch * self.config.global_batch_size
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the samples that take part."""
+        return self._selection.n_bytes
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the samples fit into ``shuffle_bytes`` and are shuffled as a whole."""
+        return self.n_bytes <= self.config.shuffle_bytes
+
     def epoch_of(self, step: int) -> int:
         """Return the epoch a step (counted from the start of training) belongs to."""
         return step // self.steps_per_epoch
@@ -243,7 +253,7 @@ class EvaluationOrder:
         Raises:
             ValueError: ``world_size`` does not divide the batch size.
         """
-        _check_divides(rank, world_size, {"global_batch_size": self._global_batch_size})
+        check_divides(rank, world_size, {"global_batch_size": self._global_batch_size})
         batch_size = self._global_batch_size // world_size
         first = (rank * self.steps_per_epoch + step) * batch_size
         return np.arange(first, first + batch_size)
@@ -265,7 +275,7 @@ def check_world(rank: int, world_size: int, config: OrderConfig) -> None:
         ValueError: it does not divide ``n_streams`` and the batch size, or no such rank.
     """
     divided = {"n_streams": config.n_streams, "global_batch_size": config.global_batch_size}
-    _check_divides(rank, world_size, divided)
+    check_divides(rank, world_size, divided)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -296,7 +306,12 @@ def _places(step: int, config: OrderConfig, rank: int, world_size: int) -> Rows:
     return np.arange(first + rank, first + config.global_batch_size, world_size)
 
 
-def _check_divides(rank: int, world_size: int, divided: dict[str, int]) -> None:
+def check_divides(rank: int, world_size: int, divided: Mapping[str, int]) -> None:
+    """Refuse a world size that does not divide every number, given with its name.
+
+    Raises:
+        ValueError: it does not, or no such rank.
+    """
     if world_size < 1 or any(n % world_size for n in divided.values()):
         names = " and ".join(f"`{name}` ({n})" for name, n in divided.items())
         largest = math.gcd(*divided.values())

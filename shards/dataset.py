@@ -158,14 +158,39 @@ class Dataset:
         Raises:
             ShardError: the shard is missing, short or altered.
         """
-        index = self.index
-        offset, size, expected = (
-            int(index.column(f"{member}_{part}")[row]) for part in ("offset", "size", "hash")
-        )
+        offset, size = self.member_span(row, member)
         payload = self._payload(row, offset, size)
         if check:
-            self._check(row, payload, expected)
+            self.check_payload(row, member, payload)
         return payload
+
+    def member_span(self, row: int, member: str) -> tuple[int, int]:
+        """Return where a member's payload begins in its shard, and its size, in bytes."""
+        index = self.index
+        return int(index.column(f"{member}_offset")[row]), int(index.column(f"{member}_size")[row])
+
+    def check_payload(self, row: int, member: str, payload: bytes) -> None:
+        """Compare the bytes of a member with its hash.
+
+        Raises:
+            ShardError: they are not those that the index was made from.
+        """
+        if xxhash.xxh3_64_intdigest(payload) != int(self.index.column(f"{member}_hash")[row]):
+            shard, key = self.shard_of(row).name, self.key(row)
+            raise ShardError(
+                f"{self.url}/{shard}: the payload of {key} is not the one the index was made "
+                "from (hash differs); copy the shard again, or build it again",
+                shard=shard,
+                key=key,
+            )
+
+    def check_size(self, shard: int) -> None:
+        """Compare the size of one shard with the manifest.
+
+        Raises:
+            ShardError: it is missing, or not as long as the manifest says.
+        """
+        _check_size(self.storage, self.manifest.shards[shard])
 
     def key(self, row: int) -> str:
         """Return the key of one row."""
@@ -181,16 +206,6 @@ class Dataset:
                 key=self.key(row),
             )
         return data[offset : offset + size].tobytes()
-
-    def _check(self, row: int, payload: bytes, expected: int) -> None:
-        if xxhash.xxh3_64_intdigest(payload) != expected:
-            shard, key = self.shard_of(row).name, self.key(row)
-            raise ShardError(
-                f"{self.url}/{shard}: the payload of {key} is not the one the index was made "
-                "from (hash differs); copy the shard again, or build it again",
-                shard=shard,
-                key=key,
-            )
 
     def shard_of(self, row: int) -> ShardEntry:
         """Return the shard that holds a row."""
@@ -213,6 +228,15 @@ def open_dataset(place: str | Path | Storage) -> Dataset:
 
 def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
     entry = manifest.shards[shard]
+    _check_size(storage, entry)
+    if storage.folder is None:
+        return np.frombuffer(storage.read(entry.name), np.uint8)
+    with (storage.folder / entry.name).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _check_size(storage: Storage, entry: ShardEntry) -> None:
     size = storage.size(entry.name)
     if size is None:
         raise ShardError(
@@ -225,8 +249,3 @@ def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArra
             "it again, or build it again",
             shard=entry.name,
         )
-    if storage.folder is None:
-        return np.frombuffer(storage.read(entry.name), np.uint8)
-    with (storage.folder / entry.name).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, np.uint8)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ShardError
+from .storage import Storage
 
 _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)", re.DOTALL)
 
@@ -48,6 +49,23 @@ def split_name(name: str) -> tuple[str, str] | None:
     """
     match = _NAME.fullmatch(name.removeprefix("./"))
     return (match[1], match[2]) if match else None
+
+
+def read_tar(storage: Storage, name: str) -> npt.NDArray[np.uint8]:
+    """Map a local tar; fetch another whole.
+
+    Returns:
+        its bytes, uint8, shape (size_bytes,), read-only.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if storage.folder is None:
+        return np.frombuffer(storage.read(name), np.uint8)
+    path = storage.folder / name
+    if path.stat().st_size == 0:
+        return np.zeros(0, np.uint8)  # cannot be mapped
+    return np.asarray(np.memmap(path, np.uint8, mode="r"))
 
 
 def scan_members(data: npt.NDArray[np.uint8], shard: str) -> Iterator[Member]:

@@ -30,7 +30,7 @@ from .storage import Sink, Storage
 LOGMEL_FIELD = "logmel.npy"
 JSON_FIELD = "json"
 FLAC_FIELD = "flac"
-FIELDS = dict(zip(MEMBERS, (LOGMEL_FIELD, JSON_FIELD, FLAC_FIELD), strict=True))
+FIELDS: dict[str, str] = dict(zip(MEMBERS, (LOGMEL_FIELD, JSON_FIELD, FLAC_FIELD), strict=True))
 """What follows the key in a member's name, in the order of the tar."""
 
 OWNER = "melstream"

@@ -147,6 +147,23 @@ def test_a_rank_reads_its_own_streams_only() -> None:
     assert all(not seen[a] & seen[b] for a in range(4) for b in range(a))
 
 
+def test_many_ranks_fetch_little_beyond_their_share() -> None:
+    """256 ranks, each in blocks of 1 MiB: at most 1.1 times the bytes it serves."""
+    n, n_ranks, n_bytes, in_shard = 2**18, 256, 100_000, 2_000
+    sizes = [in_shard] * (n // in_shard) + [n % in_shard]
+    config = OrderConfig(global_batch_size=2_048, n_streams=n_ranks, shuffle_bytes=2**30)
+    order = TrainingOrder(make_index(sizes, n_bytes), "f", config)
+    rows = epoch_rows(order, 0)
+    assert sorted(rows.tolist()) == list(range(n))
+    for rank in range(n_ranks):
+        served = rows[rank::n_ranks]
+        assert len(served) == n // n_ranks
+        first = served % in_shard * n_bytes
+        touched = np.concatenate([first // 2**20, (first + n_bytes - 1) // 2**20])
+        blocks = np.unique(np.tile(served // in_shard, 2) * 2**20 + touched)
+        assert len(blocks) * 2**20 <= 1.1 * len(served) * n_bytes
+
+
 def test_a_stream_stays_inside_its_window() -> None:
     """Samples of one stream are shuffled over a window of bytes, not over the epoch."""
     order = make_order([100] * 8, n_streams=8, shuffle_bytes=8 * 20_000, global_batch_size=8)

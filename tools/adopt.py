@@ -25,7 +25,7 @@ from ..shards.manifest import MANIFEST_NAME, BuildSettings, Manifest, ShardEntry
 from ..shards.rows import UNKNOWN, Row, Span, rows_index
 from ..shards.spec import FeatureSpec
 from ..shards.storage import Storage
-from ..shards.tar_members import Member, scan_members, split_name
+from ..shards.tar_members import Member, read_tar, scan_members, split_name
 from ..shards.writer import FLAC_FIELD, JSON_FIELD, SampleInfo, info_figures
 from .adopt_sample import (
     LABEL_FIELD,
@@ -153,7 +153,7 @@ class _Adopter:
 
     def add(self, name: str) -> None:
         """Read one shard."""
-        data = _read_shard(self._storage, name)
+        data = read_tar(self._storage, name)
         rows = []
         for place, members in self._samples(data, name):
             rows.append(self._row(place, members, data))
@@ -313,16 +313,6 @@ class _Adopter:
             max_shard_samples=max(entry.n_samples for entry in self._entries),
             max_shard_bytes=max(entry.size_bytes for entry in self._entries),
         )
-
-
-def _read_shard(storage: Storage, name: str) -> npt.NDArray[np.uint8]:
-    """Map a local tar; fetch another whole, which is one at a time."""
-    if storage.folder is None:
-        return np.frombuffer(storage.read(name), np.uint8)
-    path = storage.folder / name
-    if path.stat().st_size == 0:
-        return np.zeros(0, np.uint8)  # cannot be mapped
-    return np.asarray(np.memmap(path, np.uint8, mode="r"))
 
 
 def _number(numbers: dict[str, int], name: str) -> int:

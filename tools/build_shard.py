@@ -148,13 +148,15 @@ class _SampleMaker:
         settings = self._job.settings
         with self._clock("resample"):
             audio = prepare(decoded, settings.features, min_duration_s=settings.min_duration_s)
+        waveform, flac = audio.waveform, None
+        if settings.keep_audio:
+            with self._clock("encode audio"):
+                waveform, flac = _keep(clip, audio.waveform, settings.features.sample_rate)
         with self._clock("features"):
-            logmel = self._logmel(audio.waveform)
+            logmel = self._logmel(waveform)
             _require_logmel(clip, logmel)
             stored = _store(logmel, settings)
             info = self._info(clip, decoded, audio, logmel)
-        with self._clock("encode audio"):
-            flac = _flac(audio.waveform, settings) if settings.keep_audio else None
         return Sample(key, stored, clip.labels, info, clip.split, flac)
 
     def _info(
@@ -225,13 +227,19 @@ def _store(
     return logmel.astype(np.float16) if code is None else code.encode(logmel)
 
 
-def _flac(waveform: npt.NDArray[np.float32], settings: PlanSettings) -> bytes:
+def _keep(
+    clip: Clip, waveform: npt.NDArray[np.float32], sample_rate: int
+) -> tuple[npt.NDArray[np.float32], bytes]:
+    """Encode a waveform; also return what the 16 bits hold of it, which features are made of."""
     import soundfile
 
     buffer = io.BytesIO()
-    rate = settings.features.sample_rate
-    soundfile.write(buffer, waveform, rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    soundfile.write(buffer, waveform, sample_rate, format="FLAC", subtype="PCM_16")
+    flac = buffer.getvalue()
+    kept, _ = soundfile.read(io.BytesIO(flac), dtype="float32")
+    if not kept.any():
+        raise SampleError(f"{clip.source} is too quiet to be kept in 16 bits", reason="silent")
+    return np.asarray(kept, np.float32), flac
 
 
 def _finish(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from melstream.pipeline.length_order import LengthConfig, LengthOrder, padded_share
 from melstream.pipeline.mixture import MixtureOrder
 from melstream.pipeline.order import Order, OrderConfig, TrainingOrder
 from melstream.pipeline.weights import (
@@ -27,7 +28,8 @@ from melstream.pipeline.weights import (
 )
 from melstream.shards.index import Index
 
-CLIP_BYTES = 128_000  # 10 s of 64 bands in float16
+FRAME_BYTES = 128  # of 64 bands in float16
+CLIP_BYTES = 1_000 * FRAME_BYTES  # 10 s
 SHARD_SAMPLES = 2_000
 BLOCK_BYTES = 2**20
 N_CLASSES = 527
@@ -47,7 +49,7 @@ def make_index(n_samples: int) -> Index:
     return Index(
         {
             "shard": shard,
-            "n_frames": np.full(n_samples, 1_000, np.int32),
+            "n_frames": (size // FRAME_BYTES).astype(np.int32),
             "logmel_offset": offset,
             "logmel_size": size,
             "json_size": np.zeros(n_samples, np.int64),
@@ -64,8 +66,20 @@ def open_order(index: Index, kind: str, config: OrderConfig) -> Order:
     if kind == "weighted":
         weighted = config.model_copy(update={"weights": WeightConfig(max_repeats=20)})
         return TrainingOrder(index, "f", weighted)
+    if kind == "by length":
+        return LengthOrder(index, "f", by_length(config))
     part = TrainingOrder(index, "f", config)
     return MixtureOrder([part, TrainingOrder(index, "g", config)], [0.7, 0.3])
+
+
+def by_length(config: OrderConfig) -> LengthConfig:
+    """Return an order by length of as many streams, whose steps hold about as many samples."""
+    return LengthConfig(
+        global_batch_frames=config.global_batch_size * CLIP_BYTES // FRAME_BYTES,
+        n_lanes=min(config.n_streams, config.global_batch_size // 8),
+        n_streams=config.n_streams,
+        shuffle_bytes=config.shuffle_bytes,
+    )
 
 
 def time_batches(index: Index, kind: str, config: OrderConfig) -> str:
@@ -100,13 +114,14 @@ def simulate_ranks(
         place = {"rank": rank, "world_size": n_ranks}
         batches = [order.rows(step, **place) for step in range(order.steps_per_epoch)]
         sources = [order.sources(step, **place) for step in range(order.steps_per_epoch)]
-        steps.add((len(batches), sum(len(batch) for batch in batches)))
+        steps.add(tuple(len(batch) for batch in batches))
         rows, source = np.concatenate(batches), np.concatenate(sources)
         n_served += np.bincount(rows, minlength=len(index))
         fetched = sum(fetched_bytes(index, rows[source == s]) for s in np.unique(source))
         ratios.append(fetched / index.logmel_size[rows].sum())
-    assert len(steps) == 1, steps
-    n_steps, n_samples = steps.pop()
+    assert len(steps) == 1, "ranks differ in steps, or in the samples of a step"
+    in_step = steps.pop()
+    n_steps, n_samples = len(in_step), sum(in_step)
     report = (
         f"{len(ratios)} of {n_ranks} ranks x {n_steps} steps, {n_samples} samples each; "
         f"bytes fetched / share: mean {np.mean(ratios):.3f}, most {np.max(ratios):.3f}; "
@@ -129,7 +144,7 @@ def fetched_bytes(index: Index, rows: npt.NDArray[np.int64]) -> int:
 
 def wanted_counts(index: Index, kind: str, seed: int) -> npt.NDArray[np.int64]:
     """Return how often each row has to be served in the first epoch, but for the tail."""
-    if kind == "plain":
+    if kind in ("plain", "by length"):
         return np.ones(len(index), np.int64)
     expected = expected_counts(sample_weights(index, WeightConfig()), max_repeats=20)
     return epoch_counts(expected, seed=seed, epoch=0)
@@ -145,7 +160,7 @@ def main() -> None:
     index = make_index(args.samples)
     one_node = OrderConfig(global_batch_size=512, n_streams=64)
     many = OrderConfig(global_batch_size=8 * args.ranks, n_streams=args.ranks, shuffle_bytes=2**32)
-    for kind in ("plain", "weighted", "mixture"):
+    for kind in ("plain", "weighted", "mixture", "by length"):
         console.print(f"{kind}\n  batch 512: {time_batches(index, kind, one_node)}")
         console.print(f"  batch {many.global_batch_size}: {time_batches(index, kind, many)}")
         every = 16 if kind == "mixture" else 1
@@ -158,6 +173,10 @@ def main() -> None:
                 f"  {n_served.sum()} served, of the epoch's {(n_served - more).sum()}: "
                 f"{-more[more < 0].sum()} left out at the tail, {more[more > 0].sum()} repeated"
             )
+        if kind in ("plain", "by length"):
+            for config in (one_node, many):
+                share = padded_share(open_order(index, kind, config), index.n_frames)
+                console.print(f"  padded, batch {config.global_batch_size}: {share:.1%}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     console.print(f"peak of the process: {peak / 1e3:.0f} MB, index and simulation included")
 
