@@ -41,7 +41,6 @@ class MaskConfig(BaseModel):
     n_distractors: int = Field(default=100, ge=1, description="distractors per masked step")
 
 
-@lru_cache  # asked for every batch, and slower than drawing its masks
 def count_masked(n_steps: int, config: MaskConfig) -> int:
     """Return how many steps of a clip are masked.
 
