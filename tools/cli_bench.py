@@ -71,7 +71,9 @@ def bench_loader(
         float | None,
         Option("--crop-seconds", min=0.1, help="Length of a crop; default: the middle clip's."),
     ] = None,
-    seconds: Annotated[float, Option(min=0.1, help="How long each thing is timed.")] = 5.0,
+    seconds: Annotated[
+        float, Option(min=0.1, help="How long a turn lasts, of three that each thing gets.")
+    ] = 2.0,
     cache: Annotated[
         Path | None,
         Option(metavar="FOLDER", help="Keep shards of an object store here; default: in memory."),
