@@ -134,9 +134,13 @@ class LengthOrder:
         """Samples that take part."""
         return self._base.n_samples
 
-    @cached_property
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch, the same on every rank and in every epoch."""
+        return self._n_steps
+
+    @cached_property
+    def _n_steps(self) -> int:
         plan = self._drawn(0)
         return min(len(plan) + plan.n_spare, self._base.steps_per_epoch)
 

@@ -22,25 +22,38 @@ from torch.utils.data._utils.worker import WorkerInfo
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.storage import DEFAULT_TIMEOUT_S, open_storage
 from .batch import Batch
+from .length_order import LengthConfig, LengthOrder
 from .loader import Loader, LoaderConfig
 from .mixture import MixtureOrder
 from .order import OrderConfig, TrainingOrder
 from .shard_cache import CacheConfig
 
+StreamOrder = TrainingOrder | MixtureOrder | LengthOrder
+
 
 def open_order(
-    datasets: Sequence[Dataset], config: OrderConfig, weights: Sequence[float] | None = None
-) -> TrainingOrder | MixtureOrder:
-    """Return the order of one data set, or of a mixture of several.
+    datasets: Sequence[Dataset],
+    config: OrderConfig | LengthConfig,
+    weights: Sequence[float] | None = None,
+) -> StreamOrder:
+    """Return the order of one data set, by length or not, or of a mixture of several.
 
     Args:
         datasets: open data sets.
-        config: seed, batch size, streams, class balance.
+        config: seed, batch size or bound in frames, streams, class balance.
         weights: shares of the data sets in every batch (default: by their samples).
 
     Raises:
-        ValueError: a data set is too small, or the weights do not fit.
+        ValueError: a data set is too small, the weights do not fit, or batches by length
+            are wanted of several data sets.
     """
+    if isinstance(config, LengthConfig):
+        if len(datasets) > 1:
+            raise ValueError(
+                f"batches by length must come from one data set, found {len(datasets)}; merge them "
+                "with 'melstream merge', or give an `OrderConfig`"
+            )
+        return LengthOrder(datasets[0].index, datasets[0].manifest.fingerprint, config)
     parts = [TrainingOrder(each.index, each.manifest.fingerprint, config) for each in datasets]
     if len(parts) == 1 and weights is None:
         return parts[0]
@@ -57,7 +70,8 @@ class BatchStream(IterableDataset[Batch]):
 
     Args:
         places: address of the data set, or of each of a mixture: paths, ``s3://`` …
-        order: seed, global batch size, streams, class balance.
+        order: seed, global batch size, streams, class balance; or, for whole samples in batches
+            of similar length, a ``LengthConfig``.
         config: crop and masks.
         weights: shares of a mixture's data sets (default: by their samples).
         label_names: the classes of the model, in its order (default: those of the data sets).
@@ -70,7 +84,7 @@ class BatchStream(IterableDataset[Batch]):
     def __init__(
         self,
         places: str | Path | Sequence[str | Path],
-        order: OrderConfig,
+        order: OrderConfig | LengthConfig,
         config: LoaderConfig | None = None,
         *,
         weights: Sequence[float] | None = None,
@@ -85,7 +99,7 @@ class BatchStream(IterableDataset[Batch]):
         self._weights, self._label_names = weights, label_names
         self._cache, self._timeout_s = cache, timeout_s
         self._rank, self._world_size = _rank_and_world_size(rank, world_size)
-        self._opened: tuple[int, Loader, TrainingOrder | MixtureOrder] | None = None
+        self._opened: tuple[int, Loader, StreamOrder] | None = None
         # Shared with worker processes: the step that the next iteration begins with.
         self._position = torch.zeros((), dtype=torch.int64).share_memory_()
         # In a worker: its own next step, the stride, and the end of the epoch; now, and saved.
@@ -157,7 +171,7 @@ class BatchStream(IterableDataset[Batch]):
         end = (self.position // self.steps_per_epoch + 1) * self.steps_per_epoch
         return self.position + number, n_workers, end
 
-    def _open(self) -> tuple[Loader, TrainingOrder | MixtureOrder]:
+    def _open(self) -> tuple[Loader, StreamOrder]:
         """Open the data sets, once in each process."""
         if self._opened is None or self._opened[0] != os.getpid():
             datasets = [

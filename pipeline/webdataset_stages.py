@@ -11,6 +11,10 @@ webdataset's own reader takes a tar that is cut or damaged for a shorter one, an
 shards over ranks and workers. This source of samples reads through the index: a shard that is
 not the one that was built is an error, and ranks and workers share the samples evenly.
 
+Tars of audio made elsewhere, without an index, become log-mels in the same way:
+
+    clips = wds.DataPipeline(tar_clips("s3://bucket/others"), AudioLogMels(PRESETS["kaldi128"]))
+
 For training on log-mels alone, ``loader`` is many times faster and draws crops and masks.
 """
 
@@ -27,6 +31,7 @@ from ..shards.writer import FIELDS
 from .length_order import LengthConfig, LengthOrder
 from .member_reader import read_samples
 from .order import OrderConfig, TrainingOrder
+from .raw_audio import RawAudio, tar_audio
 
 
 def shard_samples(
@@ -64,6 +69,30 @@ def shard_samples(
     return partial(_iterate, place, order, epoch, first_step, tuple(members), check)
 
 
+def tar_clips(
+    place: str | Path, names: Sequence[str] | None = None, *, audio_field: str | None = None
+) -> Callable[[], Iterator[RawAudio]]:
+    """Make a first stage of the clips of tars without an index, for ``AudioLogMels``.
+
+    Ranks and workers, found as for ``shard_samples``, take whole tars in turn: each clip goes
+    to one of them, and where tars are few, some have none.
+
+    Args:
+        place, names, audio_field: see ``tar_audio``.
+
+    Returns:
+        a function without arguments, which returns an iterator over clips.
+    """
+    return partial(_iterate_tars, place, names, audio_field)
+
+
+def _iterate_tars(
+    place: str | Path, names: Sequence[str] | None, audio_field: str | None
+) -> Iterator[RawAudio]:
+    part, n_parts = _part()
+    return tar_audio(place, names, audio_field=audio_field, rank=part, world_size=n_parts)
+
+
 def _iterate(
     place: str | Path | Dataset,
     order: OrderConfig | LengthConfig | None,
@@ -83,10 +112,14 @@ def _iterate(
 
 
 def _stored_rows(dataset: Dataset) -> range:
-    """Return the range of this rank's worker."""
+    part, n_parts = _part()
+    return range(len(dataset) * part // n_parts, len(dataset) * (part + 1) // n_parts)
+
+
+def _part() -> tuple[int, int]:
+    """Return the number of this rank's worker among all, and how many there are."""
     rank, world_size, worker, num_workers = pytorch_worker_info()
-    place, n_places = rank * num_workers + worker, world_size * num_workers
-    return range(len(dataset) * place // n_places, len(dataset) * (place + 1) // n_places)
+    return rank * num_workers + worker, world_size * num_workers
 
 
 def _rows(

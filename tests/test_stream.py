@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from melstream.pipeline.batch import Batch
+from melstream.pipeline.length_order import LengthConfig
 from melstream.pipeline.loader import LoaderConfig
 from melstream.pipeline.masks import MaskConfig
 from melstream.pipeline.order import OrderConfig
@@ -157,3 +158,30 @@ def test_a_mixture_takes_its_shares_from_each_set(small_dataset: Dataset, tmp_pa
     resumed.load_state_dict(stream.state_at(5))
     again = BatchStream(places, ORDER, CROPS, weights=[3, 1])
     assert_all_same(list(resumed), list(again)[5:])
+
+
+def test_batches_by_length_are_bounded_and_resume(small_dataset: Dataset) -> None:
+    order = LengthConfig(global_batch_frames=320, n_lanes=2, n_streams=2, seed=1)
+    config = LoaderConfig(mask=MaskConfig(n_distractors=7))
+    stream = BatchStream(small_dataset.folder, order, config)
+    batches = list(stream)
+    assert sorted(key for batch in batches for key in batch.keys) == sorted(
+        small_dataset.key(row) for row in range(60)
+    )
+    for batch in batches:
+        longest = int(batch.n_frames.max())
+        assert len(batch.keys) * longest <= 320
+        assert longest - int(batch.n_frames.min()) <= 16
+        for place, row in enumerate(batch.rows.tolist()):
+            stored = small_dataset.read_logmel(row)
+            assert (batch.logmel[place, : len(stored)].numpy() == stored).all()
+    resumed = BatchStream(small_dataset.folder, order, config)
+    resumed.load_state_dict(stream.state_at(5))
+    assert_all_same(list(resumed), batches[5:])
+
+
+def test_batches_by_length_come_from_one_data_set(small_dataset: Dataset) -> None:
+    places = [small_dataset.folder] * 2
+    stream = BatchStream(places, LengthConfig(global_batch_frames=10_000))
+    with pytest.raises(ValueError, match=r"must come from one data set, found 2; merge them"):
+        next(iter(stream))

@@ -3,20 +3,26 @@
 import io
 import json
 import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import webdataset as wds
 from conftest import read_with_webdataset
+from foreign_tars import write_tar
 from object_store import Bucket
 
+from melstream.pipeline.audio_logmels import AudioConfig, AudioLogMels, AudioSample
 from melstream.pipeline.length_order import LengthConfig, LengthOrder
 from melstream.pipeline.member_reader import read_samples
 from melstream.pipeline.order import OrderConfig, TrainingOrder
-from melstream.pipeline.webdataset_stages import shard_samples
+from melstream.pipeline.webdataset_stages import shard_samples, tar_clips
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import ShardError
+from melstream.shards.spec import PRESETS
 
 pytest_plugins = ["object_store"]
 
@@ -103,6 +109,30 @@ def test_lengths_give_batches_of_an_order_by_length(small_dataset: Dataset) -> N
     rows = np.concatenate([order.rows(step) for step in range(order.steps_per_epoch)])
     found = keys(shard_samples(small_dataset, config, members=("json",))())
     assert [int(key[-4:]) for key in found] == rows.tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_and_workers_share_tars_of_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """With more ranks and workers than tars, too."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(8_000, 0.1), 16_000, format="WAV")
+    for n in range(3):
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}{m}.wav", buffer.getvalue()) for m in "abc"])
+    stage = AudioLogMels(PRESETS["kaldi128"], AudioConfig(max_rejects=0, n_threads=1))
+    served = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        pipeline = wds.DataPipeline(tar_clips(tmp_path), stage, _keys_and_shapes)
+        served += list(wds.WebLoader(pipeline, batch_size=None, num_workers=num_workers))
+    assert sorted(served) == [f"{n}{m} (48, 128)" for n in range(3) for m in "abc"]
+
+
+def _keys_and_shapes(samples: Iterable[AudioSample]) -> Iterator[str]:
+    for sample in samples:
+        yield f"{sample.key} {sample.logmel.shape}"
 
 
 def test_a_truncated_shard_is_an_error_with_shard_and_key(small_dataset: Dataset) -> None:
