@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..shards.storage import Payload
+
 PARTIAL_SUFFIX = ".partial"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05  # between looks at what another process locks
 
@@ -105,7 +107,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def write(descriptor: int, payload: bytes) -> bool:
+def write(descriptor: int, payload: Payload) -> bool:
     """Write a whole file, front to back; False if the disk is full."""
     try:
         rest, written = memoryview(payload), 0

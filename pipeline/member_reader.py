@@ -13,6 +13,7 @@ from functools import lru_cache
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 from ..shards.rows import MEMBERS
+from ..shards.storage import Payload
 from ..shards.verify import members as members_of
 from .parallel_map import parallel_map
 
@@ -103,12 +104,12 @@ def _cut(
     row: int,
     run: _Run,
     spans: dict[str, tuple[int, int]],
-    data: bytes,
+    data: Payload,
     check: bool,
 ) -> Payloads:
     payloads = {}
     for name, (offset, size) in spans.items():
-        payloads[name] = data[offset - run.start : offset - run.start + size]
+        payloads[name] = bytes(data[offset - run.start : offset - run.start + size])
         if check:
             dataset.check_payload(row, name, payloads[name])
     return payloads

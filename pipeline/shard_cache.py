@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.dataset import Dataset
-from ..shards.storage import StorageError
+from ..shards.storage import Payload, StorageError
 from .locked_files import (
     LONGEST_PAUSE_S,
     PARTIAL_SUFFIX,
@@ -139,7 +139,7 @@ class ShardCache:
                 f"{error.strerror}; choose another, or none to keep shards in memory"
             ) from error
 
-    def get(self, name: str, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float) -> Bytes:
+    def get(self, name: str, n_bytes: int, fetch: Callable[[], Payload], *, wait_s: float) -> Bytes:
         """Map a piece, and download it first where it is missing.
 
         Args:
@@ -171,7 +171,7 @@ class ShardCache:
         return np.frombuffer(fetch(), np.uint8)
 
     def _fill(
-        self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], bytes], *, wait_s: float
+        self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], Payload], *, wait_s: float
     ) -> Bytes:
         """Download into a partial file that is ours, and give it its name."""
         is_named = False

@@ -25,7 +25,7 @@ import xxhash
 
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
-from ..shards.storage import DEFAULT_TIMEOUT_S
+from ..shards.storage import DEFAULT_TIMEOUT_S, Payload
 from .fetcher import Fetcher, PlannedStep, Slot
 from .pieces import Pieces, cut_pieces, default_piece_bytes
 from .shard_cache import CacheConfig, ShardCache, piece_name
@@ -248,7 +248,7 @@ class ShardSource:
         name = piece_name(self._dataset, shard, first_byte, n_bytes)
         fetched = []
 
-        def fetch() -> bytes:
+        def fetch() -> Payload:
             fetched.append(number)
             return self._fetch(number)
 
@@ -258,7 +258,7 @@ class ShardSource:
                 self.stats.n_reused += 1
         return data
 
-    def _fetch(self, number: int) -> bytes:
+    def _fetch(self, number: int) -> Payload:
         """Return the bytes of a piece from the object store, checked."""
         altered = None
         for _ in range(ATTEMPTS):
@@ -288,7 +288,7 @@ def _data(slot: Slot) -> Bytes:
     return slot.data
 
 
-def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> bytes:
+def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> Payload:
     name = dataset.manifest.shards[int(pieces.shard[number])].name
     first_byte, n_bytes = int(pieces.first_byte[number]), int(pieces.n_bytes[number])
     try:
@@ -300,7 +300,7 @@ def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> bytes:
         ) from None
 
 
-def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: bytes) -> int | None:
+def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: Payload) -> int | None:
     """Return the first row of a piece whose payload has not the hash of the index."""
     index, view = dataset.index, memoryview(payload)
     first_byte = int(pieces.first_byte[number])

@@ -17,6 +17,7 @@ from .object_client import obstore, open_client
 from .remote_errors import explain
 from .storage import (
     DEFAULT_TIMEOUT_S,
+    Payload,
     Sink,
     Storage,
     StorageError,
@@ -85,19 +86,19 @@ class RemoteStorage(Storage):
                 payload.write(part)
         return payload.getvalue()
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> Payload:
         """See ``Storage.read_range``."""
         check_range(start, length)
         return self._read_part(name, start, length, None) if length else b""
 
-    def _read_part(self, name: str, start: int, length: int, etag: str | None) -> bytes:
+    def _read_part(self, name: str, start: int, length: int, etag: str | None) -> memoryview:
         """Read a range of an object that must not have been replaced since its tag was seen."""
         options: dict[str, Any] = {"range": (start, start + length)}
         if etag and not etag.startswith("W/"):
             options["if_match"] = etag
         with self.explained(name):
             found = obstore().get(self.client, checked_name(name), options=options)
-            payload = bytes(found.bytes())
+            payload = memoryview(found.bytes())
         return whole(payload, start, length, self.url_of(name))
 
     def size(self, name: str) -> int | None:

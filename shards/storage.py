@@ -14,7 +14,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from .errors import DatasetError
@@ -22,6 +22,9 @@ from .files import TEMPORARY_SUFFIX, atomic_file, sync_folder
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
+
+Payload = bytes | memoryview
+AnyPayload = TypeVar("AnyPayload", bytes, memoryview)
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
 DEFAULT_TIMEOUT_S = 120.0
@@ -75,8 +78,10 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> Payload:
         """Read ``length`` bytes from byte ``start``: all of them, or an error.
+
+        An object store's answer is not copied: what comes is a view of the client's memory.
 
         Raises:
             FileNotFoundError: there is no such name.
@@ -272,7 +277,7 @@ def check_range(start: int, length: int) -> None:
         raise ValueError(f"`start` and `length` must not be negative, found {start}, {length}")
 
 
-def whole(payload: bytes, start: int, length: int, url: str) -> bytes:
+def whole(payload: AnyPayload, start: int, length: int, url: str) -> AnyPayload:
     """Return the payload if it has all the bytes that were asked for.
 
     Raises:

@@ -134,7 +134,10 @@ class ShardWriter:
                 "`logmel` must be float16 or uint8 of shape (n_frames, n_mels), found "
                 f"{sample.logmel.dtype} of shape {sample.logmel.shape}"
             )
-        payloads = {"logmel": _npy(sample.logmel), "json": sample.info.model_dump_json().encode()}
+        payloads = {
+            "logmel": npy_bytes(sample.logmel),
+            "json": sample.info.model_dump_json().encode(),
+        }
         if sample.flac is not None:
             payloads["flac"] = sample.flac
         figures = info_figures(sample.info)
@@ -206,7 +209,8 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """Return an array as the bytes of a ``.npy`` file, in C order."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
     return buffer.getvalue()

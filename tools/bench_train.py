@@ -117,13 +117,6 @@ def bench_train(settings: TrainSettings, batch_sizes: list[int]) -> list[StepCos
     return costs
 
 
-def torch_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def matmul_flops(settings: TrainSettings) -> float:
     """Return the FLOP/s of the best of several large matrix products."""
     size = 8192 if settings.device.type == "cuda" else 2048

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from .cli_options import Device, Json, out_console
+from .cli_options import Device, Json, choose_device, out_console
 
 bench_app = typer.Typer(
     help="Measure speed on this machine, beside named peers.", no_args_is_help=True
@@ -92,7 +92,7 @@ def bench_train(
     Example: `melstream bench train --preset cf-s --batch-size 8 --batch-size 16 --vs`
     """
     from ..model.encoder import PRESETS
-    from .bench_train import TrainSettings, print_costs, torch_device
+    from .bench_train import TrainSettings, print_costs
     from .bench_train import bench_train as run
     from .bench_train_peers import bench_encoders, print_encoder_times
 
@@ -101,7 +101,7 @@ def bench_train(
     encoder = PRESETS[preset].model_copy(update={"checkpoints_activations": checkpoints})
     settings = TrainSettings(
         encoder,
-        torch_device(device),
+        choose_device(device),
         "bfloat16" if bfloat16 else "float32",
         n_steps=steps,
         n_latent_steps=max(2, round(100 * crop_s / encoder.stride)),
@@ -118,3 +118,58 @@ def bench_train(
     print_costs(costs, settings, out_console)
     if times:
         print_encoder_times(times, out_console)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
+    batch_size: Annotated[int, Option(min=1, help="Clips in a batch.")] = 64,
+    crop_s: Annotated[
+        float | None,
+        Option("--crop-seconds", min=0.1, help="Length of a crop; default: the middle clip's."),
+    ] = None,
+    seconds: Annotated[
+        float, Option(min=0.1, help="How long a turn lasts, of three that each thing gets.")
+    ] = 2.0,
+    cache: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Keep shards of an object store here; default: in memory."),
+    ] = None,
+    model: Annotated[
+        str,
+        Option(help="Encoder that is trained for the headspace: tiny, cf-s, cf-l, or none."),
+    ] = "tiny",
+    device: Device = "auto",
+    versus: Annotated[
+        bool, Option("--vs", help="Time other loaders that are installed, too, on one core.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time the loader over a data set, and say whether a trainer would wait for it.
+
+    Example: `melstream bench loader shards/train --model cf-s --vs`
+    """
+    from ..model.encoder import PRESETS
+    from ..pipeline.shard_cache import CacheConfig
+    from .bench_loader import LoaderSettings, print_figures
+    from .bench_loader import bench_loader as run
+    from .bench_versus import compare_over, print_speeds
+
+    if model not in (*PRESETS, "none"):
+        raise ValueError(f"`--model` must be one of {', '.join(PRESETS)}, none, found {model!r}")
+    settings = LoaderSettings(
+        batch_size=batch_size,
+        crop_s=crop_s,
+        seconds=seconds,
+        preset=None if model == "none" else model,
+        device=choose_device(device),
+        cache=CacheConfig(folder=cache),
+    )
+    found = run(data, settings)
+    speeds = compare_over(data, n_frames=found.crop_frames, batch_size=batch_size) if versus else []
+    if as_json:
+        print(json.dumps({**found.as_json(), "vs": [s.as_json() for s in speeds]}, indent=1))
+        return
+    print_figures(found, out_console)
+    if versus:
+        print_speeds(speeds, found.clip_bytes, out_console)
