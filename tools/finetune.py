@@ -17,10 +17,8 @@ from .evaluate import predict
 from .model_folder import ModelCard, load_encoder, require_features, write_model
 from .pretrain import band_statistics, run_config, training_crops, training_order
 from .recipe import FinetuneRecipe
-from .run_folder import MODEL_NAME, claim_run
+from .run_folder import HEADLINE, MODEL_NAME, claim_run
 from .training import Learner, Result, Trainer
-
-HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 
 
 def finetune(

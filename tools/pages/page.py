@@ -72,6 +72,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["percent"] = percent
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment
 
 
