@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ...shards.files import write_bytes
+from ..hours import hours, percent
 from .plot import THEMES, Plot
 
 
@@ -71,23 +72,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["hours"] = hours
     environment.filters["percent"] = percent
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment
-
-
-def percent(share: float) -> str:
-    """Write a share of one as people read it.
-
-    >>> percent(0.5), percent(0.0123), percent(0.00004), percent(0)
-    ('50 %', '1.2 %', 'under 0.01 %', '0 %')
-    """
-    if share in (0, 1):
-        return f"{100 * share:.0f} %"
-    if share < 1e-4:
-        return "under 0.01 %"
-    digits = 0 if share >= 0.1 else 1 if share >= 0.01 else 2
-    return f"{100 * share:.{digits}f} %"
 
 
 def _source(name: str) -> str:

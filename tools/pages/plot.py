@@ -79,6 +79,21 @@ def named_bars(names: list[str], values: Any, unit: str, *, digits: str = ",", *
     )
 
 
+def counting_bars(counts: list[tuple[str, int]], label: str) -> Any:
+    """Return upright bars, one for each of a few names; the names are not trusted."""
+    bars = go.Bar(
+        x=list(range(len(counts))),
+        y=[n for _, n in counts],
+        customdata=[plain(name) for name, _ in counts],
+        texttemplate="%{y:,}",
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate="%{customdata}<br>%{y:,} clips<extra></extra>",
+    )
+    x = name_axis([name for name, _ in counts]) | {"title": {"text": label}}
+    return figure(bars, x=x, y={"title": {"text": "clips"}, "tickformat": "~s"})
+
+
 def name_axis(names: list[str]) -> dict[str, Any]:
     """Return the settings of an axis whose ticks 0, 1, 2 … are names; they are not trusted."""
     ticks = [plain(shortened(name)) for name in names]

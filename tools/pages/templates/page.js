@@ -69,7 +69,7 @@ for (const button of document.querySelectorAll(".clip .open")) {
     const clip = button.closest(".clip");
     dialog.querySelector("h2").textContent = clip.querySelector("h3").textContent;
     const content = dialog.querySelector(".content");
-    content.replaceChildren(...[".spectrogram", "audio", ".facts"]
+    content.replaceChildren(...[".spectrogram", "audio", ".more"]
       .map((part) => clip.querySelector(part)?.cloneNode(true)).filter(Boolean));
     for (const part of content.children) part.hidden = false;
     dialog.showModal();
