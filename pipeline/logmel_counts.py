@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from ..shards.affine import LEVELS
+from ..shards.affine import LEVELS, AffineCode
 from ..shards.spec import FeatureSpec
 
 
@@ -41,17 +41,19 @@ def count_values(
         )
     counts = np.zeros((spec.n_mels, LEVELS), np.int64)
     bits = stored.view(np.uint8 if spec.storage_dtype == "uint8" else np.uint16)
-    _count(bits, _codes(spec), counts)
+    code = spec.value_code
+    _count(bits, _codes(spec.storage_dtype, code.scale, code.offset), counts)
     return counts
 
 
 @lru_cache(maxsize=8)
-def _codes(spec: FeatureSpec) -> npt.NDArray[np.uint8]:
+def _codes(storage_dtype: str, scale: float, offset: float) -> npt.NDArray[np.uint8]:
     """Return the code of each bit pattern that a stored value can have."""
-    if spec.storage_dtype == "uint8":
+    if storage_dtype == "uint8":
         return np.arange(LEVELS, dtype=np.uint8)
-    values = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return spec.value_code.encode(np.nan_to_num(values))  # a stored value is never NaN
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values[~np.isfinite(values)] = 0  # no stored value is
+    return AffineCode(scale=scale, offset=offset).encode(values.astype(np.float32))
 
 
 @njit(cache=True, nogil=True)
