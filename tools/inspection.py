@@ -51,6 +51,20 @@ class Histogram(_Record):
     )
 
 
+class Flag(_Record):
+    """A fault that a sample can have, and how many have it."""
+
+    name: str = Field(description="`silent`, `narrow_band`, `clipped` or `dc_offset`")
+    bound: str = Field(description="on a column, as `melstream subset --where` takes it")
+    n_samples: int = Field(description="within the bound")
+    n_known: int = Field(description="samples for which the column was recorded")
+
+    @property
+    def share(self) -> float:
+        """Share of the samples that are known."""
+        return self.n_samples / self.n_known if self.n_known else 0.0
+
+
 class ShardFigures(_Record):
     """One shard."""
 
@@ -207,6 +221,7 @@ class Inspection(_Record):
         description="`duration_s`, `rms_dbfs`, `peak`, `clipped_share`, `silence_share`, "
         "`bandwidth_hz`, `dc_offset` (its size)"
     )
+    flags: tuple[Flag, ...] = Field(description="faults by bounds on single columns")
     duplicates: Duplicates | None = Field(description="none where audio has no hashes")
     leaks: tuple[Leak, ...] = Field(description="between splits of this set")
     rejects: tuple[RejectFigures, ...] = Field(description="most frequent reason first")
@@ -218,6 +233,10 @@ class Inspection(_Record):
     def histogram(self, name: str) -> Histogram:
         """Return the histogram of one column."""
         return next(found for found in self.histograms if found.name == name)
+
+    def flag(self, name: str) -> Flag:
+        """Return one of the flags."""
+        return next(found for found in self.flags if found.name == name)
 
 
 class Comparison(_Record):
