@@ -32,7 +32,8 @@ def class_plots(found: Inspection) -> Iterator[Plot]:
         yield _extreme(ranked[:N_EXTREMES], "most", "most frequent")
         yield _extreme(ranked[-N_EXTREMES:], "least", "least frequent")
     if any(count.value > 1 for count in found.labels_per_sample):
-        yield _labels_per_clip(found)
+        if len(found.labels_per_sample) > 1:
+            yield _labels_per_clip(found)
         if found.co_occurrence is not None:
             yield _co_occurrence(found.co_occurrence)
 
@@ -124,8 +125,9 @@ def _co_occurrence(found: CoOccurrence) -> Plot:
     return Plot(
         "co-occurrence",
         "Which labels stand together",
-        f"Of the clips with the label of a row, the share that has the label of a column too; the "
-        f"{size} most frequent classes. Dark pairs are hard to tell apart by training.",
+        f"Of the clips with the label of a row, the share that has the label of a column too, for "
+        f"the {size} most frequent classes. A strong pair is one sound with two names, or two that "
+        "come together.",
         figure(
             heatmap,
             x=axis | {"tickangle": -60},

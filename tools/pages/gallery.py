@@ -4,7 +4,6 @@ Unusual clips come first, those at an end of some figure; then about the same nu
 of every class. Only these clips' bytes are read, whatever the size of the data set.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,11 +18,11 @@ from ..inspection import Clip
 from .spectrogram import data_uri, spectrogram_png
 
 N_CLIPS = 60  # beside the unusual ones
-MAX_IMAGE_BYTES = 2_600_000  # of all pictures, as they stand in the page
-MAX_AUDIO_BYTES = 1_400_000  # of all audio, as it stands in the page
-MAX_CLIP_AUDIO_BYTES = 200_000  # so that one long clip does not take it all
+MAX_MEDIA_BYTES = 4_000_000  # of pictures and audio, as they stand in the page: it has 10 MB
+MAX_CLIP_AUDIO_BYTES = 400_000  # so that one long clip does not take it all
 N_THREADS = 8  # that read; an object store answers them side by side
 CONTRAST = (1.0, 99.8)  # percentiles of all values shown that get the darkest and brightest colour
+MIN_SHARE = 1e-3  # below it, the most clipped or most silent clip is nothing to look at
 EXTREMES = (
     ("duration_s", -1, "shortest: {:.3g} s"),
     ("duration_s", 1, "longest: {:.4g} s"),
@@ -84,30 +83,47 @@ def make_gallery(dataset: Dataset, n_clips: int = N_CLIPS) -> Gallery:
         n_clips: how many, beside the unusual ones.
     """
     why = _unusual_rows(dataset)
-    rows = [*why, *(row for row in pick_rows(dataset, n_clips).tolist() if row not in why)]
+    drawn = [row for row in pick_rows(dataset, n_clips).tolist() if row not in why]
+    rows = [*why, *sorted(drawn, key=lambda row: (dataset.index.labels(row).tolist(), row))]
     with ThreadPoolExecutor(N_THREADS) as pool:
-        read = list(pool.map(lambda row: _read(dataset, row), rows))
-    logmels = {row: found for row, found in zip(rows, read, strict=True) if not isinstance(found, str)}
-    faults = [found for found in read if isinstance(found, str)]
-    cards = list(_cards(dataset, logmels, why)) if logmels else []
-    n_missing = sum(card.audio is None and dataset.index.flac_size[card.clip.row] > 0 for card in cards)
-    fault = f"{len(faults)} of {len(rows)} clips could not be read: {faults[0]}" if faults else ""
-    return Gallery(tuple(cards), fault, int(n_missing))
+        read = dict(zip(rows, pool.map(lambda row: _read(dataset, row), rows), strict=True))
+    logmels = {row: found for row, found in read.items() if not isinstance(found, str)}
+    faults = [found for found in read.values() if isinstance(found, str)]
+    images = _images(logmels)
+    audio = _audio(dataset, list(images), MAX_MEDIA_BYTES - sum(map(len, images.values())))
+    cards = [
+        Card(
+            clip=describe_clip(dataset, row),
+            why=why.get(row, ""),
+            source=_source(dataset, row),
+            image=image,
+            audio=audio.get(row),
+        )
+        for row, image in images.items()
+    ]
+    return Gallery(
+        cards=tuple(cards),
+        fault=f"{len(faults)} of {len(rows)} clips could not be read: {faults[0]}" if faults else "",
+        n_without_audio=int((dataset.index.flac_size[list(images)] > 0).sum()) - len(audio),
+    )
 
 
 def _unusual_rows(dataset: Dataset) -> dict[int, str]:
     """Return the clips at the ends of the figures, and what is said of each."""
     found: dict[int, list[str]] = {}
     for name, sign, words in EXTREMES:
-        values = np.abs(dataset.index.column(name)) if name == "dc_offset" else dataset.index.column(name)
+        values = dataset.index.column(name)
+        values = np.abs(values) if name == "dc_offset" else values
         known = np.flatnonzero(np.isfinite(values))
         if not len(known):
             continue
         row = int(known[np.argmax(sign * values[known])])
         value = float(values[row])
-        is_plain = value == np.median(values[known]) or (sign == 1 and value < 1e-4 and "{}" in words)
-        if not is_plain:
-            found.setdefault(row, []).append(words.format(percent(value) if "{}" in words else value))
+        is_share = "{}" in words
+        is_usual = value == np.median(values[known]) or (is_share and value < MIN_SHARE)
+        if not is_usual:
+            said = words.format(percent(value) if is_share else value)
+            found.setdefault(row, []).append(said)
     return {row: "; ".join(said) for row, said in found.items()}
 
 
@@ -119,28 +135,32 @@ def _read(dataset: Dataset, row: int) -> npt.NDArray[np.float32] | str:
         return str(error)
 
 
-def _cards(
-    dataset: Dataset, logmels: dict[int, npt.NDArray[np.float32]], why: dict[int, str]
-) -> Iterator[Card]:
+def _images(logmels: dict[int, npt.NDArray[np.float32]]) -> dict[int, str]:
     """Draw clips until the page is full, all in one scale of colours."""
-    values = np.concatenate([logmel[:: max(1, len(logmel) // 200)].ravel() for logmel in logmels.values()])
-    low, high = (float(value) for value in np.percentile(values, CONTRAST))
-    image_room, audio_room = MAX_IMAGE_BYTES, MAX_AUDIO_BYTES
+    if not logmels:
+        return {}
+    thinned = [logmel[:: 1 + len(logmel) // 200].ravel() for logmel in logmels.values()]
+    low, high = np.percentile(np.concatenate(thinned), CONTRAST).tolist()
+    images: dict[int, str] = {}
+    room = MAX_MEDIA_BYTES
     for row, logmel in logmels.items():
         image = data_uri(spectrogram_png(logmel, low=low, high=high), "image/png")
-        image_room -= len(image)
-        if image_room < 0:
-            return
-        audio = _audio(dataset, row, audio_room)
-        audio_room -= len(audio or "")
-        yield Card(describe_clip(dataset, row), why.get(row, ""), _source(dataset, row), image, audio)
+        room -= len(image)
+        if room < 0:
+            break
+        images[row] = image
+    return images
 
 
-def _audio(dataset: Dataset, row: int, room: int) -> str | None:
-    size = int(dataset.index.flac_size[row])
-    if not 0 < 4 * size / 3 < min(room, MAX_CLIP_AUDIO_BYTES):
-        return None
-    return data_uri(dataset.read_member(row, "flac"), "audio/flac")
+def _audio(dataset: Dataset, rows: list[int], room: int) -> dict[int, str]:
+    """Read the audio of clips, where it is kept, until the page is full."""
+    audio: dict[int, str] = {}
+    for row in rows:
+        n_bytes = 4 * int(dataset.index.flac_size[row]) // 3 + 32
+        if 32 < n_bytes <= min(room, MAX_CLIP_AUDIO_BYTES):
+            audio[row] = data_uri(dataset.read_member(row, "flac"), "audio/flac")
+            room -= len(audio[row])
+    return audio
 
 
 def _source(dataset: Dataset, row: int) -> str | None:

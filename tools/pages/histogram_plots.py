@@ -188,10 +188,13 @@ def _median(histogram: Histogram, axis: Axis) -> str:
 
 
 def _left_out(histogram: Histogram) -> str:
-    n_outside = histogram.n_below + histogram.n_above
-    parts = (f" {n_outside:,} clips lie outside the axis." if n_outside else "",
-             f" Unknown for {histogram.n_unknown:,} clips." if histogram.n_unknown else "")  # fmt: skip
-    return "".join(parts)
+    counts = {
+        f"below {histogram.edges[0]:g}": histogram.n_below,
+        f"above {histogram.edges[-1]:g}": histogram.n_above,
+        "unknown": histogram.n_unknown,
+    }
+    parts = [f"{n:,} clips {where}" for where, n in counts.items() if n]
+    return f" Not shown: {', '.join(parts)}." if parts else ""
 
 
 def _name(histogram: Histogram) -> str:

@@ -73,7 +73,7 @@ def named_bars(names: list[str], values: Any, unit: str, *, digits: str = ",", *
     )
     return figure(
         bars,
-        x={"title": {"text": unit}, "rangemode": "tozero"},
+        x={"title": {"text": unit}, "rangemode": "tozero", "nticks": 6},
         y=name_axis(names) | {"autorange": "reversed"},
         **({"margin": {"r": 56}} | layout),
     )
@@ -102,7 +102,7 @@ def name_axis(names: list[str]) -> dict[str, Any]:
 
 def bars_height(n_bars: int) -> int:
     """Return a plot's height in CSS pixels, so that every bar has room for its name."""
-    return max(160, 90 + ROW_HEIGHT * n_bars)
+    return 84 + ROW_HEIGHT * max(2, n_bars)
 
 
 def plain(name: str) -> str:
@@ -140,6 +140,8 @@ def _theme(ink: str, muted: str, line: str, panel: str, colours: list[str], ramp
         "title": {"font": {"color": muted, "size": 12}, "standoff": 8},
         "automargin": True,
         "zeroline": False,
+        "ticks": "",
+        "ticklabelstandoff": 5,
     }
     scale = [[place / (len(ramp) - 1), colour] for place, colour in enumerate(ramp)]
     return go.layout.Template(
@@ -150,7 +152,7 @@ def _theme(ink: str, muted: str, line: str, panel: str, colours: list[str], ramp
             "colorway": colours,
             "colorscale": {"sequential": scale},
             "coloraxis": {"colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1}},
-            "xaxis": axis,
+            "xaxis": axis | {"tickangle": 0},
             "yaxis": axis,
             "bargap": 0.25,
             "margin": {"l": 8, "r": 12, "t": 12, "b": 8},

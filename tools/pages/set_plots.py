@@ -10,6 +10,7 @@ from ..inspection import Bands, Inspection
 from .plot import Plot, bars_height, counting_bars, figure, named_bars, plain
 
 MAX_SHARD_BARS = 120  # more of them become a line
+TICKS_HZ = np.array([125, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
 N_VALUE_BINS = 64  # rows of the heatmap of log-mel values
 
 
@@ -87,16 +88,29 @@ def _band_means(bands: Bands) -> Plot:
         f"band {i}, {bands.centre_hz[i]:,.0f} Hz<br>mean {mean[i]:.2f}, deviation {std[i]:.2f}"
         for i in range(n_mels)
     ]
-    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    outline = {
+        "x": np.concatenate([places, places[::-1]]),
+        "y": np.concatenate([mean - std, (mean + std)[::-1]]),
+    }
     traces = [
         go.Scatter(
-            x=places, y=mean, mode="lines+markers", marker={"size": 4}, text=hover, name="mean",
+            outline,
+            fill="toself",
+            mode="lines",
+            line={"width": 0},
+            name="mean ± deviation",
+            hoverinfo="skip",
+        ),
+        go.Scatter(
+            x=places,
+            y=mean,
+            mode="lines+markers",
+            marker={"size": 4},
+            text=hover,
+            name="mean",
             hovertemplate="%{text}<extra></extra>",
         ),
-        go.Scatter(x=places, y=mean - std, **edge),
-        go.Scatter(x=places, y=mean + std, fill="tonexty", name="mean ± deviation",
-                   **(edge | {"showlegend": True})),
-    ]  # fmt: skip
+    ]
     y = {"title": {"text": "log-mel, natural log of power"}}
     return Plot(
         "bands",
@@ -120,8 +134,8 @@ def _band_values(bands: Bands) -> Plot:
     return Plot(
         "band-values",
         "Log-mel values by band",
-        "For each band, the share of frames at each value; a bright line at the bottom is digital "
-        "silence at the log floor.",
+        "For each band, the share of frames at each value; a strong line at the lower end is "
+        "digital silence, cut off at the log floor.",
         figure(
             heatmap,
             x=band_axis(bands),
@@ -144,8 +158,7 @@ def _fewer_bins(counts: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.n
 def band_axis(bands: Bands) -> dict[str, object]:
     """Return an axis whose unit is the band, with ticks in Hz."""
     centre = np.array(bands.centre_hz)
-    wanted = np.array([50, 125, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
-    ticks = wanted[(wanted >= centre[0]) & (wanted <= centre[-1])]
+    ticks = TICKS_HZ[(centre[0] <= TICKS_HZ) & (centre[-1] >= TICKS_HZ)]
     return {
         "title": {"text": "centre of the mel band, Hz"},
         "tickvals": np.interp(ticks, centre, np.arange(len(centre))).tolist(),
