@@ -1,9 +1,10 @@
 """The page of ``melstream inspect`` in a terminal: what matters first, then figure by figure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from rich.console import Console, RenderableType
+import numpy.typing as npt
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,15 +14,16 @@ from .inspection import (
     Clip,
     Comparison,
     Count,
+    Duplicates,
     Finding,
     Histogram,
     Inspection,
     SampleCheck,
 )
+from .text_tables import bar, many, marks, number, section, table
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
-MAX_MARKS = 32  # of a line of blocks, so that it fits a narrow terminal
 MAX_ROWS = 8  # of a table of counts
+SPREAD_MARKS = 20
 WORDS = {
     "duration_s": "duration, s",
     "rms_dbfs": "level, dBFS",
@@ -49,29 +51,33 @@ def print_inspection(found: Inspection, console: Console, *, top: int = 20) -> N
 
 def print_clip(clip: Clip, console: Console) -> None:
     """Print what manifest and index know of one sample."""
-    table = _plain_table(clip.key)
-    same = f", as have {clip.n_same_audio:,} other samples" if clip.n_same_audio else ""
+    same = f", as have {many(clip.n_same_audio, 'other sample')}" if clip.n_same_audio else ""
     where = f"{clip.shard}, row {clip.row:,}, {clip.logmel_size:,} bytes at {clip.logmel_offset:,}"
-    channels = "" if clip.n_channels is None else f", {clip.n_channels} channels"
-    rows = {
-        "labels": ", ".join(clip.labels) or "none",
-        "split": clip.split,
-        "where": where,
-        "duration": None if clip.duration_s is None else f"{clip.duration_s:.3f} s",
-        "frames": f"{clip.n_frames:,}",
-        "starts at": None if clip.start_s is None else f"{clip.start_s:.3f} s of its recording",
-        "recorded at": None if not clip.sample_rate else f"{clip.sample_rate:,} Hz{channels}",
-        "bandwidth": None if clip.bandwidth_hz is None else f"{clip.bandwidth_hz:,.0f} Hz",
-        "level": None if clip.rms_dbfs is None else f"{clip.rms_dbfs:.1f} dBFS",
-        "peak": None if clip.peak is None else f"{clip.peak:.3f}",
-        "clipped": None if clip.clipped_share is None else percent(clip.clipped_share),
-        "silence": None if clip.silence_share is None else percent(clip.silence_share),
-        "DC offset": None if clip.dc_offset is None else f"{clip.dc_offset:.5f}",
-        "audio": None if clip.audio_hash is None else f"{clip.audio_hash}{same}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, Text(value or "not recorded", "" if value else "dim"))
-    console.print(table, highlight=False)
+    channels = "" if clip.n_channels is None else f", {many(clip.n_channels, 'channel')}"
+    facts = (
+        ("labels", ", ".join(clip.labels) or "none"),
+        ("split", clip.split or "none"),
+        ("where", where),
+        ("frames", f"{clip.n_frames:,}"),
+        ("duration", _fact(clip.duration_s, "{:.3f} s")),
+        ("starts at", _fact(clip.start_s, "{:.3f} s of its recording")),
+        ("recorded at", _fact(clip.sample_rate, f"{{:,}} Hz{channels}")),
+        ("bandwidth", _fact(clip.bandwidth_hz, "{:,.0f} Hz")),
+        ("level", _fact(clip.rms_dbfs, "{:.1f} dBFS")),
+        ("peak", _fact(clip.peak, "{:.3f} of full scale")),
+        ("clipped", _fact(clip.clipped_share, "{:.3%}")),
+        ("silence", _fact(clip.silence_share, "{:.1%}")),
+        ("DC offset", _fact(clip.dc_offset, "{:.3%}")),
+        ("audio hash", _fact(clip.audio_hash, f"{{}}{same}")),
+    )
+    found = table("", "")
+    for name, fact in facts:
+        found.add_row(name, Text(fact) if fact else Text("not recorded", "dim"))
+    console.print(section(clip.key, found), highlight=False)
+
+
+def _fact(value: float | str | None, form: str) -> str:
+    return "" if value is None else form.format(value)
 
 
 def _parts(found: Inspection, top: int) -> Iterator[RenderableType]:
@@ -85,7 +91,7 @@ def _parts(found: Inspection, top: int) -> Iterator[RenderableType]:
     if any(figures.n_samples for figures in found.classes):
         yield _classes(found, top)
         yield _labels_per_sample(found)
-    yield _figures(found.histograms)
+    yield _spreads(found.histograms)
     yield _sample_rates(found.sample_rates)
     if found.rejects or found.ignored:
         yield _rejects(found)
@@ -94,246 +100,185 @@ def _parts(found: Inspection, top: int) -> Iterator[RenderableType]:
 
 
 def _head(found: Inspection) -> Text:
+    totals = found.totals
     text = Text(found.url, "bold")
     if found.label is not None:
-        text.append(f", samples of {found.label}")
-    totals = found.totals
-    text.append(
-        f"\n{totals.n_samples:,} samples, {hours(totals.duration_s)}, {totals.n_shards:,} shards, "
-        f"{megabytes(totals.size_bytes)}",
+        text.append(f": {found.label}")
+    return text.append(
+        f"\n{many(totals.n_samples, 'sample')}, {hours(totals.duration_s)}, "
+        f"{many(totals.n_shards, 'shard')}, {megabytes(totals.size_bytes)}",
         "not bold",
     )
-    return text
 
 
 def _warnings(warnings: Sequence[Finding]) -> RenderableType:
     if not warnings:
         return Text("no warnings", "green")
-    n = len(warnings)
-    table = _plain_table(f"{n} warning{'s' if n > 1 else ''}", style="bold yellow")
+    found = table("", "")
     for finding in warnings:
-        table.add_row(Text(finding.code.replace("_", " "), "yellow"), Text(finding.message))
-        table.add_row("", Text(f"→ {finding.remedy}", "dim"))
-    return table
+        found.add_row(Text(finding.code.replace("_", " "), "yellow"), Text(finding.message))
+        found.add_row("", Text(f"→ {finding.remedy}", "dim"))
+    return section(many(len(warnings), "warning"), found, "bold yellow")
 
 
 def _sample_check(check: SampleCheck) -> RenderableType:
-    n = len(check.keys)
+    n_read = many(len(check.keys), "sample")
     if not check.problems:
-        return Text(
-            f"{n:,} samples read: hashes, frames, values and figures are as indexed", "green"
-        )
-    table = _plain_table(f"{n:,} samples read, {len(check.problems):,} problems", style="bold red")
+        return Text(f"{n_read} read: bytes, frames and figures are as indexed", "green")
+    found = table("")
     for problem in check.problems:
-        table.add_row("", Text(problem))
-    return table
+        found.add_row(Text(problem))
+    return section(f"{n_read} read, {many(len(check.problems), 'problem')}", found, "bold red")
 
 
-def _comparison(found: Comparison) -> RenderableType:
-    table = Table(
-        "against", "difference", "number", "in words", title=Text(f"against {found.other.url}")
-    )
-    _style(table)
+def _comparison(found: Comparison) -> Group:
+    shown = table("against it", "differs", "by", "in words", right=(2,))
     for drift in found.drifts:
-        verdict = Text(drift.verdict, STYLES[drift.verdict])
         name = drift.name.removesuffix("_dbfs").removesuffix("_hz").removesuffix("_s")
-        table.add_row(name.replace("_", " "), verdict, f"{drift.value:.3g}", Text(drift.detail))
-    if not found.leaks:
-        table.add_row("leaks", Text("none", "green"), "0", "no key and no audio stands in both")
+        verdict = Text(drift.verdict, STYLES[drift.verdict])
+        shown.add_row(name.replace("_", " "), verdict, f"{drift.value:.2f}", Text(drift.detail))
     for leak in found.leaks:
-        words = f"samples of {leak.one} stand there too, such as {', '.join(leak.examples[:3])}"
-        table.add_row(f"leak, {leak.kind}", Text("leak", "red"), f"{leak.n_samples:,}", Text(words))
-    return table
+        words = f"samples stand there too, such as {', '.join(leak.examples[:2])}"
+        shown.add_row(f"same {leak.kind}", Text("leak", "red"), f"{leak.n_samples:,}", Text(words))
+    if not found.leaks:
+        shown.add_row("leaks", Text("none", "green"), "0", "no key and no audio stands in both")
+    totals = found.other.totals
+    title = (
+        f"against {found.other.url} ({many(totals.n_samples, 'sample')}, "
+        f"{hours(totals.duration_s)})"
+    )
+    return section(title, shown)
 
 
 def _totals(found: Inspection) -> Table:
-    totals, features = found.totals, found.features
-    table = _plain_table(None)
-    counts = np.array([shard.n_samples for shard in found.shards])
-    table.add_row(
-        "shards",
-        f"{counts.min():,} to {counts.max():,} samples, median {np.median(counts):,.0f} "
-        f"{_marks(counts)}",
-    )
-    if len(found.splits) > 0:
-        splits = ", ".join(f"{split.name} {split.n_samples:,}" for split in found.splits)
-        table.add_row("splits", Text(splits))
-    if found.duplicates is None:
-        same = "not recorded"
-    elif found.duplicates.n_redundant:
-        same = (
-            f"{found.duplicates.n_redundant:,} samples have exactly the audio of another "
-            f"({percent(found.duplicates.n_redundant / totals.n_samples)})"
-        )
-    else:
-        same = "none: every sample has audio of its own"
-    table.add_row("duplicates", same)
+    features, counts = found.features, np.array([shard.n_samples for shard in found.shards])
     frame_ms = 1_000 * float(features["hop_length"]) / float(features["sample_rate"])
-    table.add_row(
+    sizes = "each" if counts.min() == counts.max() else f"to {counts.max():,}, in order"
+    splits = ", ".join(f"{split.name} {split.n_samples:,}" for split in found.splits)
+    shown = table("", "")
+    shown.add_row("shards", f"{counts.min():,} {sizes} {marks(counts)}")
+    if splits:
+        shown.add_row("splits", Text(splits))
+    shown.add_row("duplicates", _duplicates(found.duplicates, found.totals.n_samples))
+    shown.add_row("waveforms", "kept, as FLAC" if found.totals.has_audio else "not kept")
+    shown.add_row(
         "features",
         f"{features['n_mels']} mel bands, {features['fmin']:g} to {features['fmax']:g} Hz, every "
         f"{frame_ms:g} ms, {features['storage_dtype']}, spec {features['hash']}",
     )
-    table.add_row("waveforms", "kept, as FLAC" if totals.has_audio else "not kept")
-    table.add_row("made by", Text(f"melstream {found.melstream_version} from {found.corpus}"))
-    table.add_row("fingerprint", found.fingerprint)
-    return table
+    shown.add_row("made by", Text(f"melstream {found.melstream_version}, from {found.corpus}"))
+    shown.add_row("fingerprint", found.fingerprint)
+    return shown
 
 
-def _classes(found: Inspection, top: int) -> Table:
+def _duplicates(found: Duplicates | None, n_samples: int) -> str:
+    if found is None:
+        return "not recorded"
+    if not found.n_redundant:
+        return "none: every sample has audio of its own"
+    share = percent(found.n_redundant / n_samples)
+    return f"{many(found.n_redundant, 'sample')} ({share}) with exactly the audio of another"
+
+
+def _classes(found: Inspection, top: int) -> Group:
     ranked = sorted(found.classes, key=lambda figures: (-figures.n_samples, figures.name))
     filled = [figures for figures in ranked if figures.n_samples]
-    ratio = filled[0].n_samples / filled[-1].n_samples
-    title = (
-        f"{len(ranked):,} classes, {len(ranked) - len(filled):,} without clips; the largest has "
-        f"{ratio:,.1f} times the clips of the smallest"
+    shown = table("class", "samples", "audio", "", right=(1, 2), blocks=3)
+    head, tail = _ends(ranked, top)
+    for figures in head:
+        shown.add_row(*_class_row(figures, filled[0].n_samples))
+    if n_between := len(ranked) - len(head) - len(tail):
+        shown.add_row(Text(f"… {n_between:,} more …", "dim"))
+    for figures in tail:
+        shown.add_row(*_class_row(figures, filled[0].n_samples))
+    n_empty, ratio = len(ranked) - len(filled), filled[0].n_samples / filled[-1].n_samples
+    return section(
+        f"{len(ranked):,} classes, {n_empty:,} without samples; the largest has {ratio:,.1f} times "
+        "the smallest",
+        shown,
     )
-    table = Table("class", "clips", "audio", "", title=Text(title))
-    _style(table, right=(1, 2))
-    most, least = _ends(ranked, top)
-    for figures in most:
-        _add_class(table, figures, filled[0].n_samples)
-    if least:
-        n_between = len(ranked) - len(most) - len(least)
-        if n_between:
-            table.add_row(Text(f"… {n_between:,} between", "dim"), "", "", "")
-        for figures in least:
-            _add_class(table, figures, filled[0].n_samples)
-    return table
 
 
 def _ends(ranked: list[ClassFigures], top: int) -> tuple[list[ClassFigures], list[ClassFigures]]:
-    """Cut the long tail's middle: two thirds of the rows for its head, one for its end."""
+    """Cut out the middle of a long tail: two thirds of the rows for its head, one for its end."""
     if len(ranked) <= top:
         return ranked, []
-    n_least = top // 3
-    return ranked[: top - n_least], ranked[len(ranked) - n_least :]
+    n_tail = top // 3
+    return ranked[: top - n_tail], ranked[len(ranked) - n_tail :]
 
 
-def _add_class(table: Table, figures: ClassFigures, largest: int) -> None:
-    style = "" if figures.n_samples else "yellow"
-    bar = _bar(figures.n_samples, largest)
-    table.add_row(
-        Text(figures.name, style), f"{figures.n_samples:,}", hours(figures.duration_s), bar
-    )
+def _class_row(figures: ClassFigures, largest: int) -> tuple[Text, str, str, str]:
+    name = Text(figures.name, "" if figures.n_samples else "yellow")
+    blocks = bar(figures.n_samples, largest)
+    return name, f"{figures.n_samples:,}", hours(figures.duration_s), blocks
 
 
-def _labels_per_sample(found: Inspection) -> Table:
-    title = f"labels per sample; {found.n_unlabelled:,} samples have none"
-    return _counts("labels", found.labels_per_sample, title, lambda n: f"{n:,}")
+def _labels_per_sample(found: Inspection) -> Group:
+    shown = _counts("labels", found.labels_per_sample, lambda n: f"{n:,}")
+    return section(f"labels per sample; {many(found.n_unlabelled, 'sample')} without", shown)
 
 
 def _sample_rates(counts: Sequence[Count]) -> Table:
-    return _counts(
-        "recorded at", counts, None, lambda rate: f"{rate:,} Hz" if rate else "not recorded"
-    )
+    return _counts("recorded at", counts, lambda hz: f"{hz:,} Hz" if hz else "not recorded")
 
 
-def _counts(name: str, counts: Sequence[Count], title: str | None, written) -> Table:
-    table = Table(name, "samples", "", title=Text(title) if title else None)
-    _style(table, right=(0, 1))
-    largest = max(count.n_samples for count in counts)
-    shown = sorted(counts, key=lambda count: -count.n_samples)[:MAX_ROWS]
-    for count in sorted(shown, key=lambda count: count.value):
-        bar = _bar(count.n_samples, largest)
-        table.add_row(written(count.value), f"{count.n_samples:,}", bar)
-    if rest := len(counts) - len(shown):
-        n = sum(count.n_samples for count in counts) - sum(count.n_samples for count in shown)
-        table.add_row(f"{rest:,} more", f"{n:,}", "", style="dim")
-    return table
+def _counts(name: str, counts: Sequence[Count], written: Callable[[int], str]) -> Table:
+    """List the most frequent values in order, and sum up the others."""
+    shown = table(name, "samples", "", right=(0, 1), blocks=2)
+    ranked = sorted(counts, key=lambda count: -count.n_samples)
+    for count in sorted(ranked[:MAX_ROWS], key=lambda count: count.value):
+        blocks = bar(count.n_samples, ranked[0].n_samples)
+        shown.add_row(written(count.value), f"{count.n_samples:,}", blocks)
+    if rest := ranked[MAX_ROWS:]:
+        n_samples = sum(count.n_samples for count in rest)
+        shown.add_row(f"{len(rest):,} more", f"{n_samples:,}", "", style="dim")
+    return shown
 
 
-def _figures(histograms: Sequence[Histogram]) -> Table:
-    table = Table("per sample", "least", "25 %", "median", "75 %", "most", "least to most")
-    _style(table, right=(1, 2, 3, 4, 5))
+def _spreads(histograms: Sequence[Histogram]) -> Table:
+    headers = ("per sample", "least", "25 %", "median", "75 %", "most", "least to most")
+    shown = table(*headers, right=range(1, 6), blocks=6)
     for found in histograms:
+        name = WORDS[found.name]
         if found.quantiles is None:
-            table.add_row(WORDS[found.name], *[""] * 5, Text("not recorded", "dim"))
+            shown.add_row(name, *[""] * 5, Text("not recorded", "dim"))
             continue
-        scale = 100 if WORDS[found.name].endswith("%") else 1
-        cells = [_number(scale * value) for value in found.quantiles]
-        table.add_row(WORDS[found.name], *cells, _marks(_trimmed(found.counts)))
-    return table
+        scale = 100 if name.endswith("%") else 1
+        cells = [number(scale * value) for value in found.quantiles]
+        shown.add_row(name, *cells, marks(_filled(found.counts), SPREAD_MARKS))
+    return shown
 
 
-def _rejects(found: Inspection) -> Table:
-    n = sum(figures.n_inputs for figures in found.rejects)
-    title = f"{n:,} inputs are not in the set (rejects.jsonl names each)"
-    table = Table("reason", "inputs", "meaning", title=Text(title))
-    _style(table, right=(1,))
+def _filled(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Leave out empty bins at both ends."""
+    places = np.flatnonzero(counts)
+    return np.array(counts)[places[0] : places[-1] + 1] if len(places) else np.zeros(1, np.int64)
+
+
+def _rejects(found: Inspection) -> Group:
+    shown = table("reason", "inputs", "meaning", right=(1,))
     for figures in found.rejects:
-        table.add_row(Text(figures.reason), f"{figures.n_inputs:,}", figures.meaning)
+        shown.add_row(Text(figures.reason), f"{figures.n_inputs:,}", figures.meaning)
     for figures in found.ignored:
-        table.add_row(Text(f"ignored, {figures.reason}"), f"{figures.n_inputs:,}", figures.meaning)
-    return table
+        shown.add_row(Text(f"ignored, {figures.reason}"), f"{figures.n_inputs:,}", figures.meaning)
+    n = sum(figures.n_inputs for figures in found.rejects)
+    return section(f"{many(n, 'input')} not in the set; rejects.jsonl names each", shown)
 
 
-def _bands(found: Inspection) -> RenderableType:
+def _bands(found: Inspection) -> Group:
     assert found.bands is not None
-    hz = found.bands.centre_hz
-    title = f"log-mel per band, from {hz[0]:,.0f} to {hz[-1]:,.0f} Hz"
-    table = _plain_table(title)
-    for name, values in (("mean", found.bands.mean), ("deviation", found.bands.std)):
+    bands, shown = found.bands, table("", "")
+    for name, values in (("mean", bands.mean), ("deviation", bands.std)):
         low, high = min(values), max(values)
         levels = np.array(values) - low + 0.1 * ((high - low) or 1)
-        table.add_row(name, f"{_marks(levels)}  {low:.2f} to {high:.2f}")
-    if found.bands.value_counts is None:
-        table.add_row("values", Text("not recorded: written by an older melstream", "dim"))
+        shown.add_row(name, f"{marks(levels)} {low:.2f} to {high:.2f}")
+    if bands.value_counts is None:
+        shown.add_row("values", Text("not recorded: written by an older melstream", "dim"))
     else:
-        counts = np.sum(found.bands.value_counts, axis=0)
-        edges = found.bands.value_edges
-        table.add_row("values", f"{_marks(counts)}  {edges[0]:.1f} to {edges[-1]:.1f}")
-    return table
-
-
-def _plain_table(title: str | None, style: str = "bold") -> Table:
-    table = Table(show_header=False, title=Text(title, style) if title else None)
-    _style(table)
-    return table
-
-
-def _style(table: Table, right: Iterable[int] = ()) -> None:
-    table.box = None
-    table.pad_edge = False
-    table.title_justify = "left"
-    table.title_style = "bold"
-    table.header_style = "dim"
-    for column in right:
-        table.columns[column].justify = "right"
-
-
-def _bar(value: int, largest: int) -> str:
-    return "█" * max(round(MAX_MARKS * value / max(1, largest)), int(value > 0))
-
-
-def _trimmed(counts: Sequence[int]) -> np.ndarray:
-    """Leave out empty bins at both ends."""
-    filled = np.flatnonzero(counts)
-    return np.array(counts)[filled[0] : filled[-1] + 1] if len(filled) else np.zeros(1)
-
-
-def _marks(values: Sequence[float] | np.ndarray) -> str:
-    """Draw values of 0 and more as blocks; what is above 0 is seen.
-
-    >>> _marks([0, 1, 50, 100])
-    ' ▁▄█'
-    """
-    parts = np.array_split(np.asarray(values, float), min(len(values), MAX_MARKS))
-    means = [float(part.mean()) for part in parts]
-    largest = max(means) or 1.0
-    levels = [max(int(8 * mean / largest), int(mean > 0)) for mean in means]
-    return "".join(BLOCKS[level] for level in levels)
-
-
-def _number(value: float) -> str:
-    """Write a number with the digits that matter.
-
-    >>> _number(0), _number(0.1234), _number(12.345), _number(8_000.0)
-    ('0', '0.123', '12.3', '8,000')
-    """
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.3g}"
+        counts = np.sum(bands.value_counts, axis=0)
+        low, high = bands.value_edges[0], bands.value_edges[-1]
+        at_floor = percent(counts[0] / counts.sum())
+        words = f"{low:.1f} to {high:.1f}, {at_floor} at the floor"
+        shown.add_row("values", f"{marks(counts)} {words}")
+    title = f"log-mel per band, from {bands.centre_hz[0]:,.0f} to {bands.centre_hz[-1]:,.0f} Hz"
+    return section(title, shown)
