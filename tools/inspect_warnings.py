@@ -5,8 +5,7 @@ careful maker of data sets would want to be told of, and stand here with their r
 """
 
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from statistics import median
 
 from .hours import percent
 from .inspect_figures import CLIPPED, DC_OFFSET, NARROW_BAND, SILENT
@@ -16,8 +15,8 @@ DUPLICATE_SHARE = 0.01
 SILENT_SHARE = 0.01
 NARROW_SHARE = 0.3
 CLIPPED_SHARE = 0.1
-DC_SHARE = 0.05
-SHORT_SHARD = 0.6  # of the median shard's samples
+DC_SHARE = 0.2  # short sounds have some by nature
+SHORT_SHARD = 0.6  # of the median shard, in samples and in bytes: a build evens out one of them
 IMBALANCE = 100  # of the largest class to the smallest that has clips
 UNLABELLED_SHARE = 0.01
 REJECT_SHARE = 0.05
@@ -112,20 +111,24 @@ def _narrow_band(found: Inspection) -> Finding | None:
 
 
 def _short_shards(found: Inspection) -> Finding | None:
-    counts = np.array([shard.n_samples for shard in found.shards])
+    shards = found.shards
     if found.corpus == "index":
-        counts = counts[:-1]  # the last one of a writer that fills each shard is shorter
-    if len(counts) < 2 or found.label is not None:
+        shards = shards[:-1]  # the last one of a writer that fills each shard is shorter
+    if len(shards) < 2 or found.label is not None:
         return None
-    median = float(np.median(counts))
-    short = np.flatnonzero(counts < SHORT_SHARD * median)
-    if not len(short):
+    n_samples = median(shard.n_samples for shard in shards)
+    size_bytes = median(shard.size_bytes for shard in shards)
+    short = [
+        f"{shard.name} ({shard.n_samples:,})"
+        for shard in shards
+        if shard.n_samples < SHORT_SHARD * n_samples and shard.size_bytes < SHORT_SHARD * size_bytes
+    ]
+    if not short:
         return None
-    names = [f"{found.shards[i].name} ({counts[i]:,})" for i in short]
     return Finding(
         code="short_shards",
         message=f"{len(short):,} of {len(found.shards):,} shards hold far fewer samples than the "
-        f"median of {median:,.0f}: {_named(names)}",
+        f"median of {n_samples:,.0f}: {_named(short)}",
         remedy="if a build was cut or files were missing, build again; otherwise 'melstream subset "
         f"{found.url} --out NEW' cuts all shards evenly",
     )

@@ -1,0 +1,104 @@
+"""``melstream inspect`` and ``show``: look at what is built."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from .cli_options import Json, err_console, out_console
+
+inspect_app = typer.Typer()
+
+Place = Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")]
+
+
+@inspect_app.command()
+def inspect(
+    place: Place,
+    against: Annotated[
+        str | None, Option(metavar="URL", help="Another data set, to say what differs.")
+    ] = None,
+    label: Annotated[
+        str | None, Option(metavar="NAME", help="Look at the samples of one class only.")
+    ] = None,
+    key: Annotated[str | None, Option(metavar="KEY", help="Say what is known of one clip.")] = None,
+    sample: Annotated[
+        int, Option("--sample", metavar="N", min=0, help="Read N clips and check them.")
+    ] = 0,
+    top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Say what a data set holds, and what to look at before training on it.
+
+    Only manifest and index are read, unless `--sample` asks for clips.
+
+    Example: `melstream inspect shards/train --against shards/eval`
+    """
+    from ..shards.dataset import open_dataset
+    from .clips import check_samples, describe_clip, find_row
+    from .compare import inspect_against
+    from .inspect import inspect_dataset
+    from .inspect_page import print_clip, print_inspection
+
+    if sum(option is not None for option in (against, label, key)) > 1:
+        raise ValueError("`--against`, `--label` and `--key` are for one at a time")
+    dataset = open_dataset(place, reads_ranges=True)
+    if key is not None:
+        clip = describe_clip(dataset, find_row(dataset, key))
+        print(clip.model_dump_json(indent=1)) if as_json else print_clip(clip, out_console)
+        return
+    if against is not None:
+        found = inspect_against(dataset, open_dataset(against, reads_ranges=True))
+    else:
+        found = inspect_dataset(dataset, label=label)
+    if sample:
+        found = found.model_copy(update={"sample_check": check_samples(dataset, sample)})
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print_inspection(found, out_console, top=top)
+    if found.sample_check is not None and found.sample_check.problems:
+        raise typer.Exit(1)
+
+
+@inspect_app.command()
+def show(
+    place: Place,
+    key: Annotated[str, Argument(metavar="KEY", help="The clip's key.")],
+    png: Annotated[
+        Path | None, Option("--png", metavar="FILE", help="Write the spectrogram as a picture.")
+    ] = None,
+    audio: Annotated[
+        Path | None, Option("--audio", metavar="FILE", help="Write the waveform, as FLAC.")
+    ] = None,
+) -> None:
+    """Say what is known of one clip and draw its spectrogram.
+
+    Example: `melstream show shards/train kick_drum --png kick.png`
+    """
+    from ..shards.dataset import open_dataset
+    from .clips import describe_clip, find_row
+    from .inspect_page import print_clip
+    from .spectrogram import terminal_spectrogram, write_png
+
+    dataset = open_dataset(place, reads_ranges=True)
+    row = find_row(dataset, key)
+    logmel, spec = dataset.read_logmel(row), dataset.manifest.features
+    if audio is not None:
+        if not dataset.index.flac_size[row]:
+            raise ValueError(
+                f"`--audio` needs the waveform, {dataset.url} does not keep it; build it with "
+                "'melstream build … --keep-audio'"
+            )
+        audio.write_bytes(dataset.read_member(row, "flac"))
+    print_clip(describe_clip(dataset, row), out_console)
+    if png is not None:
+        write_png(png, logmel, spec, title=key)
+    elif out_console.is_terminal:
+        height = max(8, min(spec.n_mels // 2, out_console.height - 4))
+        picture = terminal_spectrogram(logmel, spec, width=out_console.width, height=height)
+        out_console.print(picture, no_wrap=True, crop=True)
+    for path in (png, audio):
+        if path is not None:
+            err_console.print(f"written: {path}", highlight=False, markup=False)
