@@ -17,6 +17,7 @@ from .plot import (
 )
 
 MAX_BARS = 40  # classes that all get a bar with their name; more of them become a curve
+MAX_TALL_BARS = 12  # classes whose bars have the height of a table's row
 N_EXTREMES = 15  # most and least frequent classes that are named beside the curve
 
 
@@ -46,7 +47,9 @@ def ranked_classes(found: Inspection) -> list[ClassFigures]:
 def _all_bars(ranked: Sequence[ClassFigures]) -> Plot:
     bars = named_bars([one.name for one in ranked], [one.n_samples for one in ranked], "clips")
     reading = "The longer a bar, the more clips to learn that class from."
-    return Plot("classes", "Clips per class", reading, bars, height=bars_height(len(ranked)))
+    n = len(ranked)
+    height = 110 + 30 * n if n <= MAX_TALL_BARS else bars_height(n)  # as tall as the table beside
+    return Plot("classes", "Clips per class", reading, bars, height=height)
 
 
 def _rank_curve(ranked: Sequence[ClassFigures]) -> Plot:

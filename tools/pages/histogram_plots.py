@@ -58,7 +58,7 @@ AXES = {
     ),
     "clipped_share": Axis(
         "Clipping", "share of a clip's samples at full scale", SHARES,
-        "Above 0.1% it is clearly heard as distortion.",
+        "Above 0.1 % it is clearly heard as distortion.",
     ),
     "silence_share": Axis(
         "Silence",
@@ -76,7 +76,7 @@ AXES = {
     ),
     "dc_offset": Axis(
         "DC offset", "distance of the mean from zero, share of full scale", SHARES,
-        "Above 1% it is a fault of the recorder.",
+        "Above 1 % it is a fault of the recorder.",
     ),
 }  # fmt: skip
 """How each histogram is shown, in the order of the page."""

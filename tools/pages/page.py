@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ...shards.files import write_bytes
-from ..hours import hours, percent
+from ..hours import hours, megabytes, percent
 from .plot import THEMES, Plot
 
 
@@ -73,6 +73,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["hours"] = hours
+    environment.filters["megabytes"] = megabytes
     environment.filters["percent"] = percent
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment

@@ -34,8 +34,10 @@ def origin_plots(found: Inspection) -> Iterator[Plot]:
         yield Plot("splits", "Splits", reading, counting_bars(splits, "split"))
 
 
-def shard_plot(found: Inspection) -> Plot:
-    """Return the sizes of the shards."""
+def shard_plot(found: Inspection) -> Plot | None:
+    """Return the sizes of the shards; None where there is one only."""
+    if len(found.shards) == 1:
+        return None
     sizes = np.array([shard.size_bytes for shard in found.shards]) / 1e6
     hover = [
         f"{plain(shard.name)}<br>{megabytes(shard.size_bytes)}<br>{shard.n_samples:,} clips"
