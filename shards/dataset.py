@@ -9,7 +9,7 @@ one, we see an error.
 import mmap
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from .index import Index, read_counts, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
 from .storage import Storage, open_storage
 from .writer import SampleInfo
+
+if TYPE_CHECKING:
+    import pandas
 
 MAX_MAPPED = 256  # shards mapped at once: each takes a file descriptor, 1,024 are usual
 MAX_FETCHED = 2  # shards of an object store held at once, about 256 MB each
@@ -86,6 +89,19 @@ class Dataset:
 
     def __len__(self) -> int:
         return self.manifest.n_samples
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the index as a frame: a row per sample by key, names in place of numbers.
+
+        ``shard`` and ``split`` are categories, ``labels`` a tuple of class names; the other
+        columns are those of the index.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from .frame import index_frame
+
+        return index_frame(self.index, self.manifest)
 
     def shard_bytes(self, shard: int) -> npt.NDArray[np.uint8]:
         """Map one shard into memory, or fetch it; read-only.

@@ -11,6 +11,7 @@ Source:
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +127,8 @@ def _column_drifts(dataset: Dataset, other: Dataset) -> Iterator[Drift]:
         sides = [_known(found.index.column(name)) for found in (dataset, other)]
         if not all(map(len, sides)):
             continue
-        distance = float(ks_2samp(sides[0], sides[1], method="asymp")[0])
+        found: Any = ks_2samp(*sides, method="asymp")  # pyright: ignore[reportArgumentType]
+        distance = float(found.statistic)
         by_chance = KS_CRITICAL * math.sqrt(sum(1 / len(side) for side in sides))
         medians = [float(np.median(side)) for side in sides]
         yield Drift(
