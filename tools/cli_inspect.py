@@ -15,7 +15,9 @@ Place = Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3://
 
 @inspect_app.command()
 def inspect(
-    place: Place,
+    place: Annotated[
+        str, Argument(metavar="URL|RUN", help="A data set: a folder, s3:// …; or a training run.")
+    ],
     against: Annotated[
         str | None, Option(metavar="URL", help="Another data set, to say what differs.")
     ] = None,
@@ -27,20 +29,27 @@ def inspect(
         int, Option("--sample", metavar="N", min=0, help="Read N clips and check them.")
     ] = 0,
     top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
+    html: Annotated[
+        Path | None, Option(metavar="FILE", help="Write a page with plots and clips to look at.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a data set holds, and what to look at before training on it.
+    """Say what a data set holds, and what to look at before training on it; or how a run went.
 
-    Only manifest and index are read, unless `--sample` asks for clips.
+    Only manifest and index are read, unless `--sample` or `--html` ask for clips.
 
-    Example: `melstream inspect shards/train --against shards/eval`
+    Example: `melstream inspect shards/train --against shards/eval --html report.html`
     """
     from ..shards.dataset import open_dataset
     from .clips import check_samples, describe_clip, find_row
     from .compare import inspect_against
     from .inspect import inspect_dataset
     from .inspect_page import print_clip, print_inspection
+    from .run_summary import is_run
 
+    if is_run(place):
+        _inspect_run(Path(place), html, top=top, as_json=as_json)
+        return
     if sum(option is not None for option in (against, label, key)) > 1:
         raise ValueError("`--against`, `--label` and `--key` are for one at a time")
     dataset = open_dataset(place, reads_ranges=True)
@@ -54,6 +63,10 @@ def inspect(
         found = inspect_dataset(dataset, label=label)
     if sample:
         found = found.model_copy(update={"sample_check": check_samples(dataset, sample)})
+    if html is not None:
+        from .data_report import write_data_report
+
+        _tell_written(html, write_data_report(html, found, dataset))
     if as_json:
         print(found.model_dump_json(indent=1))
     else:
@@ -102,3 +115,25 @@ def show(
     for path in (png, audio):
         if path is not None:
             err_console.print(f"written: {path}", highlight=False, markup=False)
+
+
+def _inspect_run(folder: Path, html: Path | None, *, top: int, as_json: bool) -> None:
+    """Say how a training run went."""
+    from .run_page import print_run, run_json
+    from .run_summary import read_run
+
+    run = read_run(folder)
+    if html is not None:
+        from .run_report import write_run_report
+
+        _tell_written(html, write_run_report(folder, html))
+    if as_json:
+        print(run_json(run))
+    else:
+        print_run(run, out_console, top=top)
+
+
+def _tell_written(path: Path, size_bytes: int) -> None:
+    from .hours import megabytes
+
+    err_console.print(f"written: {path}, {megabytes(size_bytes)}", highlight=False, markup=False)

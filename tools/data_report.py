@@ -18,7 +18,8 @@ MAX_TABLE_CLASSES = 2_000  # rows of the table of classes; the page stays under 
 N_EXAMPLES = 5  # keys of duplicates and leaks
 
 WHAT = {
-    "classes": "shares of the classes",
+    "features": "features",
+    "class_shares": "class shares",
     "bands": "mel bands",
     "duration_s": "durations",
     "rms_dbfs": "levels",
@@ -43,7 +44,7 @@ def write_data_report(path: Path, found: Inspection, dataset: Dataset) -> int:
         its size in bytes.
     """
     features = found.features
-    gallery = make_gallery(dataset)
+    gallery = make_gallery(dataset, label=found.label)
     sections = {
         "classes": list(class_plots(found)),
         "clips": [*histogram_plots(found), *origin_plots(found)],
@@ -153,4 +154,6 @@ def _recording(clip: Clip) -> str | None:
     if clip.sample_rate is None:
         return None
     channels = {None: "", 1: ", mono", 2: ", stereo"}
-    return f"{clip.sample_rate:,} Hz{channels.get(clip.n_channels, f', {clip.n_channels} channels')}"
+    return (
+        f"{clip.sample_rate:,} Hz{channels.get(clip.n_channels, f', {clip.n_channels} channels')}"
+    )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..shards.errors import DatasetError
+from .hours import percent
 from .inspection import Finding
 from .run_folder import (
     CHECKPOINTS_NAME,
@@ -175,7 +176,7 @@ def _waits_for_data(run: RunSummary) -> Iterator[Finding]:
     if share is not None and share > MAX_DATA_WAIT:
         yield Finding(
             code="data_wait",
-            message=f"{share:.0%} of the time went into waiting for data",
+            message=f"{percent(share)} of the time went into waiting for data",
             remedy="'melstream bench loader' shows what limits it; a local copy of the shards "
             "or a larger cache often helps",
         )

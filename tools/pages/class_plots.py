@@ -109,8 +109,7 @@ def _co_occurrence(found: CoOccurrence) -> Plot:
     names = [plain(name) for name in found.classes]
     hover = [
         [
-            f"{counts[i][j]:,} of the {counts[i][i]:,} clips with {names[i]}<br>"
-            f"have {names[j]} too"
+            f"{counts[i][j]:,} of the {counts[i][i]:,} clips with {names[i]}<br>have {names[j]} too"
             for j in range(size)
         ]
         for i in range(size)

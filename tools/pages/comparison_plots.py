@@ -10,7 +10,7 @@ from .histogram_plots import overlay_plots
 from .plot import Plot, bars_height, figure, name_axis, plain
 from .set_plots import band_axis
 
-N_CLASSES = 25  # with the largest difference
+N_CLASSES = 12  # with the largest difference
 
 
 def comparison_plots(found: Inspection) -> Iterator[Plot]:
@@ -44,6 +44,7 @@ def _class_shares(drifts: Sequence[ClassDrift]) -> Plot:
             mode="markers",
             name=name,
             marker={"size": 10, "symbol": symbol},
+            cliponaxis=False,
             customdata=names,
             hovertemplate="%{customdata}<br>%{x:.2%} of the labels<extra>" + name + "</extra>",
         )

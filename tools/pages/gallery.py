@@ -14,7 +14,9 @@ from ...shards.dataset import Dataset
 from ...shards.errors import MelstreamError, ShardError
 from ..clips import describe_clip, pick_rows
 from ..hours import percent
+from ..inspect_figures import Rows
 from ..inspection import Clip
+from ..selection import Selection, select
 from .spectrogram import data_uri, spectrogram_png
 
 N_CLIPS = 60  # beside the unusual ones
@@ -75,15 +77,18 @@ class Gallery:
     n_without_audio: int
 
 
-def make_gallery(dataset: Dataset, n_clips: int = N_CLIPS) -> Gallery:
+def make_gallery(dataset: Dataset, *, label: str | None = None) -> Gallery:
     """Read some clips and draw them.
 
     Args:
         dataset: best opened with ``reads_ranges=True``.
-        n_clips: how many, beside the unusual ones.
+        label: the class that they are of; None for clips of every class.
     """
-    why = _unusual_rows(dataset)
-    drawn = [row for row in pick_rows(dataset, n_clips).tolist() if row not in why]
+    everything = np.arange(len(dataset))
+    chosen = everything if label is None else select(dataset, Selection((label,))).rows
+    why = _unusual_rows(dataset, chosen)
+    drawn = pick_rows(dataset, N_CLIPS) if label is None else _drawn(chosen)
+    drawn = [row for row in drawn.tolist() if row not in why]
     rows = [*why, *sorted(drawn, key=lambda row: (dataset.index.labels(row).tolist(), row))]
     with ThreadPoolExecutor(N_THREADS) as pool:
         read = dict(zip(rows, pool.map(lambda row: _read(dataset, row), rows), strict=True))
@@ -103,22 +108,29 @@ def make_gallery(dataset: Dataset, n_clips: int = N_CLIPS) -> Gallery:
     ]
     return Gallery(
         cards=tuple(cards),
-        fault=f"{len(faults)} of {len(rows)} clips could not be read: {faults[0]}" if faults else "",
+        fault=f"{len(faults)} of {len(rows)} clips could not be read: {faults[0]}"
+        if faults
+        else "",
         n_without_audio=int((dataset.index.flac_size[list(images)] > 0).sum()) - len(audio),
     )
 
 
-def _unusual_rows(dataset: Dataset) -> dict[int, str]:
+def _drawn(rows: Rows) -> Rows:
+    """Draw some of the rows, the same ones each time."""
+    return np.random.default_rng(0).permutation(rows)[:N_CLIPS]
+
+
+def _unusual_rows(dataset: Dataset, rows: Rows) -> dict[int, str]:
     """Return the clips at the ends of the figures, and what is said of each."""
     found: dict[int, list[str]] = {}
     for name, sign, words in EXTREMES:
-        values = dataset.index.column(name)
+        values = dataset.index.column(name)[rows]
         values = np.abs(values) if name == "dc_offset" else values
         known = np.flatnonzero(np.isfinite(values))
         if not len(known):
             continue
-        row = int(known[np.argmax(sign * values[known])])
-        value = float(values[row])
+        place = int(known[np.argmax(sign * values[known])])
+        row, value = int(rows[place]), float(values[place])
         is_share = "{}" in words
         is_usual = value == np.median(values[known]) or (is_share and value < MIN_SHARE)
         if not is_usual:

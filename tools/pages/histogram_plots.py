@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..hours import percent
-from ..inspection import Histogram, Inspection
+from ..inspection import Flag, Histogram, Inspection
 from .plot import Plot, figure, plain
 
 
@@ -87,7 +87,8 @@ def histogram_plots(found: Inspection) -> Iterator[Plot]:
     known = {histogram.name: histogram for histogram in found.histograms}
     for name, axis in AXES.items():
         if name in known and known[name].quantiles is not None:
-            yield _plot(known[name], axis)
+            flags = [flag for flag in found.flags if flag.bound.startswith(name) and flag.n_samples]
+            yield _plot(known[name], axis, flags)
 
 
 def overlay_plots(found: Inspection, other: Inspection) -> Iterator[Plot]:
@@ -103,7 +104,7 @@ def overlay_plots(found: Inspection, other: Inspection) -> Iterator[Plot]:
             yield _overlay(pair, axis)
 
 
-def _plot(histogram: Histogram, axis: Axis) -> Plot:
+def _plot(histogram: Histogram, axis: Axis, flags: Sequence[Flag]) -> Plot:
     bars = go.Bar(
         x=np.arange(len(histogram.counts)) + 0.5,
         y=np.array(histogram.counts),
@@ -112,7 +113,10 @@ def _plot(histogram: Histogram, axis: Axis) -> Plot:
     )
     y = {"title": {"text": "clips"}, "tickformat": "~s"}
     shown = figure(bars, x=_axis([histogram], axis), y=y, bargap=0.06)
-    reading = f"{_median(histogram, axis)} {axis.reading}{_left_out(histogram)}"
+    flagged = "".join(
+        f" {flag.n_samples:,} clips ({percent(flag.share)}) have {flag.bound}." for flag in flags
+    )
+    reading = f"{_median(histogram, axis)} {axis.reading}{flagged}{_left_out(histogram)}"
     return Plot(_name(histogram), axis.title, reading, shown)
 
 

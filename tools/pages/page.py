@@ -53,13 +53,17 @@ def render_page(template: str, plots: Iterable[Plot], **content: Any) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    return _environment().get_template(template).render(
-        plots=named,
-        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
-        style=Markup(_source("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        plot_data=_plot_data(named.values()),
-        **content,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            plots=named,
+            policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+            style=Markup(_source("page.css")),
+            scripts=[Markup(script) for script in scripts],
+            plot_data=_plot_data(named.values()),
+            **content,
+        )
     )
 
 
@@ -75,6 +79,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["hours"] = hours
     environment.filters["megabytes"] = megabytes
     environment.filters["percent"] = percent
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     return environment
 

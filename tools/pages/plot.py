@@ -50,7 +50,9 @@ def figure(*traces: Any, x: dict[str, Any] | str, y: dict[str, Any] | str, **lay
     return go.Figure(traces, go.Layout(template=None, xaxis=axes[0], yaxis=axes[1], **layout))
 
 
-def named_bars(names: list[str], values: Any, unit: str, *, digits: str = ",", **layout: Any) -> Any:
+def named_bars(
+    names: list[str], values: Any, unit: str, *, digits: str = ",", **layout: Any
+) -> Any:
     """Return horizontal bars, the first on top, each with its name.
 
     Args:

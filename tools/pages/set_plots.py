@@ -45,7 +45,9 @@ def shard_plot(found: Inspection) -> Plot | None:
     ]
     more = {"x": np.arange(len(sizes)), "y": sizes, "text": hover, "hovertemplate": "%{text}<extra></extra>"}  # fmt: skip
     is_few = len(sizes) <= MAX_SHARD_BARS
-    trace = go.Bar(more | {"textposition": "none"}) if is_few else go.Scatter(more | {"mode": "lines"})
+    trace = (
+        go.Bar(more | {"textposition": "none"}) if is_few else go.Scatter(more | {"mode": "lines"})
+    )
     samples = [shard.n_samples for shard in found.shards]
     low, high = min(samples), max(samples)
     reading = (
