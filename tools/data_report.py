@@ -154,6 +154,5 @@ def _recording(clip: Clip) -> str | None:
     if clip.sample_rate is None:
         return None
     channels = {None: "", 1: ", mono", 2: ", stereo"}
-    return (
-        f"{clip.sample_rate:,} Hz{channels.get(clip.n_channels, f', {clip.n_channels} channels')}"
-    )
+    said = channels.get(clip.n_channels, f", {clip.n_channels} channels")
+    return f"{clip.sample_rate:,} Hz{said}"

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .hours import percent
 from .run_summary import Evaluation, RunSummary, data_wait, find_warnings
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -46,21 +47,22 @@ def run_json(run: RunSummary) -> str:
 def run_facts(run: RunSummary) -> list[tuple[str, str]]:
     """Return what to know first about a run, as names and texts."""
     recipe = run.config["recipe"]
-    model, optim = recipe.get("model", {}), recipe.get("optim", {})
+    model, optim, data = (recipe.get(section, {}) for section in ("model", "optim", "data"))
     speed, wait = run.last("samples_per_s"), data_wait(run)
     facts = [
         ("task", "pre-training" if run.task == "pretrain" else "fine-tuning"),
         ("steps", f"{run.step:,} of {run.n_steps:,}{'' if run.is_complete else ', not finished'}"),
         ("best step", best_text(run)),
         ("model", f"{model.get('preset', 'its encoder')}, {recipe['train'].get('precision', '')}"),
-        ("batch", f"{recipe.get('data', {}).get('batch_size', '?')} clips of "
-         f"{recipe.get('data', {}).get('crop_s', '?')} s"),
+        ("batch", f"{data.get('batch_size', '?')} clips of {data.get('crop_s', '?')} s"),
         ("peak learning rate", f"{optim.get('lr', '?')}"),
         ("data set", f"fingerprint {run.config.get('fingerprint', 'unknown')}"),
         ("checkpoints", ", ".join(f"step {step:,}" for step in run.checkpoints) or "none"),
-    ]  # fmt: skip
+    ]
     if speed is not None and wait is not None:
-        facts.insert(3, ("speed", f"{speed:,.0f} clips/s, {wait:.1%} of the time waiting for data"))
+        facts.insert(
+            3, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
+        )
     return facts
 
 
@@ -122,5 +124,5 @@ def _classes(evaluation: Evaluation, top: int) -> Table:
         shown = ("-" if figure is None else f"{figure:.3f}" for figure in figures)
         table.add_row(Text(one.label), f"{one.n_positives:,}", *shown)
     if len(weakest) > top:
-        table.add_row(Text(f"{len(weakest) - top} more, all stronger", "dim"))
+        table.add_row(Text(f"{len(weakest) - top} more, all of them better", "dim"))
     return table

@@ -1,12 +1,14 @@
 """The page of a training run: curves, best step, what went wrong, results per class."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
+from .hours import percent
 from .pages.page import write_page
 from .pages.plot import Plot, bars_height, figure, named_bars, plain
 from .run_page import best_text, evaluation_remedy, run_facts
@@ -21,27 +23,75 @@ from .run_summary import (
 
 N_WEAKEST = 15  # classes shown as bars; the table has all
 
-CURVES = {
-    "loss": ("Training loss", "It should fall, fast at first; a jump up means that the learning "
-             "rate is too high.", "loss", "~g"),
-    "accuracy": ("Contrastive accuracy", "Share of masked steps whose true target is told from "
-                 "every distractor; at 0 the targets have collapsed.", "share of masked steps", ".0%"),
-    "lr": ("Learning rate", "Of the first group of weights; it rises over the warm-up and then "
-           "follows the schedule.", "learning rate", "~g"),
-    "grad_norm": ("Gradient norm", "Before clipping; it should stay level, and spikes go with "
-                  "jumps of the loss.", "norm", "~g"),
-    "samples_per_s": ("Speed", "Clips trained on per second; a dip means that something else "
-                      "took the machine.", "clips/s", "~s"),
-    "data_wait_share": ("Waiting for data", "Share of the time in which training stood still "
-                        "because no batch was ready; under 1 % is good.", "share of the time", ".1%"),
-    "target_std": ("Spread of the targets", "Standard deviation over targets; near 0 they are "
-                   "all the same and nothing is learnt.", "standard deviation", "~g"),
-    "masked_share": ("Masked share", "Share of steps that were masked; it follows from the "
-                     "recipe and should stay level.", "share of steps", ".0%"),
-    "perplexity": ("Codebook perplexity", "How many codes are in use; near 1 the codebook has "
-                   "collapsed.", "codes", "~g"),
-}  # fmt: skip
-"""Title, reading, unit and number format of the curves that have a name of their own."""
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one curve of a run is shown.
+
+    Args:
+        title: of the plot.
+        reading: what to read from it.
+        unit: of the upright axis.
+        digits: how its ticks are written, in d3's language.
+    """
+
+    title: str
+    reading: str
+    unit: str = ""
+    digits: str = "~g"
+
+
+LOOKS = {
+    "loss": Look(
+        "Training loss",
+        "It should fall, fast at first; a jump up means that the learning rate is too high.",
+        "loss",
+    ),
+    "accuracy": Look(
+        "Contrastive accuracy",
+        "Masked steps whose true target is told from every distractor; at 0 the targets have "
+        "collapsed.",
+        "share of masked steps",
+        ".0%",
+    ),
+    "lr": Look(
+        "Learning rate",
+        "Of the first group of weights: it rises over the warm-up, then follows the schedule.",
+        "learning rate",
+    ),
+    "grad_norm": Look(
+        "Gradient norm",
+        "Before clipping; it should stay level, and its spikes go with jumps of the loss.",
+        "norm",
+    ),
+    "samples_per_s": Look(
+        "Speed",
+        "Clips trained on per second; a dip means that something else took the machine.",
+        "clips/s",
+        "~s",
+    ),
+    "data_wait_share": Look(
+        "Waiting for data",
+        "Time in which training stood still because no batch was ready; under 1 % is good.",
+        "share of the time",
+        ".1%",
+    ),
+    "target_std": Look(
+        "Spread of the targets",
+        "Near 0 all targets are the same and nothing is learnt.",
+        "standard deviation",
+    ),
+    "masked_share": Look(
+        "Masked share",
+        "Steps that were masked; it follows from the recipe and should stay level.",
+        "share of steps",
+        ".0%",
+    ),
+    "perplexity": Look(
+        "Codebook perplexity", "Codes in use; near 1 the codebook has collapsed.", "codes"
+    ),
+}
+"""Of the curves that every run or every objective logs; others go by their own names."""
 
 
 def write_run_report(folder: Path, path: Path) -> int:
@@ -85,13 +135,13 @@ def _tiles(run: RunSummary) -> list[tuple[str, str, str]]:
         tiles.append(("Loss", f"{loss:.3f}", f"{run.curves['loss'].values[0]:.3f} at first"))
     if run.best is not None:
         step, value = run.best
-        metric = (run.headline or "").removeprefix(VALIDATION)
+        metric = _metric_name(run.headline or "")
         tiles.append((f"Best {metric}", f"{value:.3f}", f"held out, at step {step:,}"))
     elif "accuracy" in run.curves:
-        tiles.append(("Contrastive accuracy", f"{run.last('accuracy'):.1%}", "at the end"))
+        tiles.append(("Contrastive accuracy", percent(run.last("accuracy") or 0.0), "at the end"))
     if speed is not None and wait is not None:
         tiles.append(("Speed", f"{speed:,.0f} clips/s", "at the end"))
-        tiles.append(("Waiting for data", f"{wait:.1%}", "of the time"))
+        tiles.append(("Waiting for data", f"{percent(wait)}", "of the time"))
     return tiles
 
 
@@ -101,7 +151,7 @@ def _evaluation_tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         "balanced_accuracy": ("Balanced accuracy", "every class counts the same"),
         "mAP": ("mAP", "mean average precision over classes"),
         "mAUC": ("mAUC", "mean area under the ROC curve"),
-        "d_prime": ("d′", "of the mean AUC"),
+        "d_prime": ("d-prime", "of the mean AUC"),
     }
     tiles = [("Clips", f"{evaluation.n_clips:,}", evaluation.name)]
     for name, (title, detail) in names.items():
@@ -112,15 +162,15 @@ def _evaluation_tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _curve_plot(run: RunSummary, name: str) -> Plot:
-    title, reading, unit, digits = CURVES.get(
-        name, (name, "A figure that the objective logs under this name.", "", "~g")
-    )
+    look = LOOKS.get(name, Look(plain(name), "A figure that the objective logs by this name."))
     curve = run.curves[name]
-    line = _line(curve.steps, curve.values, title, f"%{{y:{digits if digits != '~g' else '.4g'}}}")
-    y = {"title": {"text": unit}, "tickformat": digits}
-    if digits.endswith("%"):
+    shown = "%{y:.2%}" if look.digits.endswith("%") else "%{y:.4g}"
+    line = _line(curve.steps, curve.values, look.title, shown)
+    y = {"title": {"text": look.unit}, "tickformat": look.digits}
+    if look.digits.endswith("%"):
         y["rangemode"] = "tozero"
-    return Plot(_plot_name(name), title, reading, figure(line, x="step", y=y, showlegend=False))
+    drawn = figure(line, x="step", y=y, showlegend=False)
+    return Plot(_plot_name(name), look.title, look.reading, drawn)
 
 
 def _line(steps: Any, values: Any, name: str, shown: str) -> go.Scatter:
@@ -146,8 +196,7 @@ def _held_out_plots(run: RunSummary) -> Iterator[Plot]:
     if not shown:
         return
     lines = [
-        _line(run.curves[n].steps, run.curves[n].values, n.removeprefix(VALIDATION), "%{y:.3f}")
-        for n in shown
+        _line(run.curves[n].steps, run.curves[n].values, _metric_name(n), "%{y:.3f}") for n in shown
     ]
     if run.best is not None:
         step, value = run.best
@@ -159,6 +208,10 @@ def _held_out_plots(run: RunSummary) -> Iterator[Plot]:
         figure(*lines, x="step", y={"title": {"text": "figure, 0 to 1"}, "range": [0, 1.04]}),
         is_wide=True,
     )
+
+
+def _metric_name(curve: str) -> str:
+    return curve.removeprefix(VALIDATION).replace("_", " ")
 
 
 def _best_mark(step: int, value: float) -> go.Scatter:

@@ -106,11 +106,10 @@ def make_gallery(dataset: Dataset, *, label: str | None = None) -> Gallery:
         )
         for row, image in images.items()
     ]
+    n_faults = f"{len(faults)} of {len(rows)} clips could not be read"
     return Gallery(
         cards=tuple(cards),
-        fault=f"{len(faults)} of {len(rows)} clips could not be read: {faults[0]}"
-        if faults
-        else "",
+        fault=f"{n_faults}: {faults[0]}" if faults else "",
         n_without_audio=int((dataset.index.flac_size[list(images)] > 0).sum()) - len(audio),
     )
 

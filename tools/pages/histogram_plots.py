@@ -35,7 +35,7 @@ class Axis:
     is_share: bool = False
 
 
-SHARES = {0.0: "none", 1e-5: "0.001%", 1e-4: "0.01%", 1e-3: "0.1%", 1e-2: "1%", 0.1: "10%", 1.0: "100%"}  # fmt: skip
+SHARES = {0.0: "none", 1e-5: "0.001%", 1e-4: "0.01%", 1e-3: "0.1%", 1e-2: "1%", 0.1: "10%"}
 AXES = {
     "duration_s": Axis(
         "Durations",

@@ -95,7 +95,7 @@ def _sha256(script: str) -> str:
 
 def _plot_data(plots: Iterable[Plot]) -> Markup:
     """Return every plot and both themes as JSON that can stand inside a script element."""
-    figures = {plot.name: json.loads(plot.figure.to_json(validate=False)) for plot in plots}
+    figures = {plot.name: json.loads(str(plot.figure.to_json(validate=False))) for plot in plots}
     themes = {name: theme.to_plotly_json() for name, theme in THEMES.items()}
     text = json.dumps({"plots": figures, "themes": themes}, separators=(",", ":"))
     for char in "<>&\u2028\u2029":

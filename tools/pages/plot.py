@@ -50,9 +50,7 @@ def figure(*traces: Any, x: dict[str, Any] | str, y: dict[str, Any] | str, **lay
     return go.Figure(traces, go.Layout(template=None, xaxis=axes[0], yaxis=axes[1], **layout))
 
 
-def named_bars(
-    names: list[str], values: Any, unit: str, *, digits: str = ",", **layout: Any
-) -> Any:
+def named_bars(names: list[str], values: Any, unit: str, *, digits: str = ",") -> Any:
     """Return horizontal bars, the first on top, each with its name.
 
     Args:
@@ -60,7 +58,6 @@ def named_bars(
         values: one number per name.
         unit: what the numbers count.
         digits: how a number is written, in d3's language.
-        layout: further settings.
     """
     full = [plain(name) for name in names]
     bars = go.Bar(
@@ -77,7 +74,7 @@ def named_bars(
         bars,
         x={"title": {"text": unit}, "rangemode": "tozero", "nticks": 6},
         y=name_axis(names) | {"autorange": "reversed"},
-        **({"margin": {"r": 56}} | layout),
+        margin={"r": 56},
     )
 
 

@@ -43,11 +43,12 @@ def shard_plot(found: Inspection) -> Plot | None:
         f"{plain(shard.name)}<br>{megabytes(shard.size_bytes)}<br>{shard.n_samples:,} clips"
         for shard in found.shards
     ]
-    more = {"x": np.arange(len(sizes)), "y": sizes, "text": hover, "hovertemplate": "%{text}<extra></extra>"}  # fmt: skip
-    is_few = len(sizes) <= MAX_SHARD_BARS
-    trace = (
-        go.Bar(more | {"textposition": "none"}) if is_few else go.Scatter(more | {"mode": "lines"})
-    )
+    points = {"x": np.arange(len(sizes)), "y": sizes, "text": hover}
+    look = {"hovertemplate": "%{text}<extra></extra>"}
+    if len(sizes) <= MAX_SHARD_BARS:
+        trace = go.Bar(points, textposition="none", **look)
+    else:
+        trace = go.Scatter(points, mode="lines", **look)
     samples = [shard.n_samples for shard in found.shards]
     low, high = min(samples), max(samples)
     reading = (
@@ -133,7 +134,8 @@ def _band_values(bands: Bands) -> Plot:
         x=np.arange(len(shares)),
         y=(edges[:-1] + edges[1:]) / 2,
         coloraxis="coloraxis",
-        hovertemplate="band %{x}<br>log-mel about %{y:.1f}<br>%{z:.1%} of its frames<extra></extra>",
+        hovertemplate="band %{x}<br>log-mel about %{y:.1f}<br>%{z:.1%} of its frames"
+        "<extra></extra>",
     )
     return Plot(
         "band-values",
