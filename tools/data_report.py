@@ -1,5 +1,6 @@
 """The page of a data set: warnings first, then what is in it, with a gallery of clips."""
 
+import itertools
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from .pages.comparison_plots import comparison_plots
 from .pages.gallery import Card, make_gallery
 from .pages.histogram_plots import histogram_plots
 from .pages.page import write_page
+from .pages.plot import Plot
 from .pages.set_plots import band_plots, origin_plots, reject_plot, shard_plot
 from .pages.spectrogram import hz_ticks
 
@@ -49,16 +51,19 @@ def write_data_report(path: Path, found: Inspection, dataset: Dataset) -> int:
         "classes": list(class_plots(found)),
         "clips": [*histogram_plots(found), *origin_plots(found)],
         "bands": list(band_plots(found.bands)),
-        "shards": [plot for plot in (shard_plot(found), reject_plot(found)) if plot],
         "comparison": list(comparison_plots(found)),
     }
+    shards, rejects = shard_plot(found), reject_plot(found)
     return write_page(
         path,
         "data.html.jinja",
-        [plot for plots in sections.values() for plot in plots],
+        [*itertools.chain(*sections.values()), *filter(None, (shards, rejects))],
         version=version("melstream"),
         found=found,
         sections=sections,
+        shards=shards,
+        rejects=rejects,
+        table_beside=_table_beside(sections["classes"]),
         tiles=_tiles(found),
         classes=ranked_classes(found)[:MAX_TABLE_CLASSES],
         drifts=_drifts(found),
@@ -93,6 +98,15 @@ def _tiles(found: Inspection) -> list[tuple[str, str, str]]:
         share = percent(n_rejects / (n_rejects + totals.n_samples))
         tiles.append(("Rejected", f"{n_rejects:,}", f"{share} of the inputs"))
     return tiles
+
+
+def _table_beside(plots: list[Plot]) -> str:
+    """Return the name of the plot that has room for the table of classes at its side."""
+    return next((plot.name for plot in reversed(plots) if _has_room(plot)), "")
+
+
+def _has_room(plot: Plot) -> bool:
+    return not plot.is_wide and plot.name in ("classes", "labels-per-clip")
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:

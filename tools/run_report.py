@@ -108,7 +108,8 @@ def write_run_report(folder: Path, path: Path) -> int:
         DatasetError: the folder holds no run.
     """
     run = read_run(folder)
-    curves = [_curve_plot(run, name) for name in run.curves if not name.startswith(VALIDATION)]
+    trained = [name for name in run.curves if not name.startswith(VALIDATION)]
+    curves = [_curve_plot(run, number, name) for number, name in enumerate(trained)]
     held_out = list(_held_out_plots(run))
     results = [_class_plots(number, one) for number, one in enumerate(run.evaluations)]
     return write_page(
@@ -161,8 +162,8 @@ def _evaluation_tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _curve_plot(run: RunSummary, name: str) -> Plot:
-    look = LOOKS.get(name, Look(plain(name), "A figure that the objective logs by this name."))
+def _curve_plot(run: RunSummary, number: int, name: str) -> Plot:
+    look = LOOKS.get(name, Look(name, "A figure that the objective logs by this name."))
     curve = run.curves[name]
     shown = "%{y:.2%}" if look.digits.endswith("%") else "%{y:.4g}"
     line = _line(curve.steps, curve.values, look.title, shown)
@@ -170,7 +171,7 @@ def _curve_plot(run: RunSummary, name: str) -> Plot:
     if look.digits.endswith("%"):
         y["rangemode"] = "tozero"
     drawn = figure(line, x="step", y=y, showlegend=False)
-    return Plot(_plot_name(name), look.title, look.reading, drawn)
+    return Plot(f"curve-{number}", look.title, look.reading, drawn)
 
 
 def _line(steps: Any, values: Any, name: str, shown: str) -> go.Scatter:
@@ -183,11 +184,6 @@ def _line(steps: Any, values: Any, name: str, shown: str) -> go.Scatter:
         marker={"size": 5},
         hovertemplate=f"step %{{x:,}}<br>{shown}<extra>{plain(name)}</extra>",
     )
-
-
-def _plot_name(name: str) -> str:
-    """Return a name that can stand in an attribute: the curves' come from a file."""
-    return "curve-" + "".join(char if char.isalnum() else "-" for char in name)
 
 
 def _held_out_plots(run: RunSummary) -> Iterator[Plot]:

@@ -56,17 +56,14 @@ def _rank_curve(ranked: Sequence[ClassFigures]) -> Plot:
     counts = [one.n_samples for one in ranked]
     line = go.Scatter(
         x=list(range(1, len(counts) + 1)),
-        y=counts,
+        y=[count or None for count in counts],  # a logarithm has no place for 0
         mode="lines+markers",
         marker={"size": 4},
         line={"width": 1},
         customdata=[plain(one.name) for one in ranked],
         hovertemplate="%{customdata}<br>%{y:,} clips<br>rank %{x}<extra></extra>",
     )
-    y = {"title": {"text": "clips"}, "type": "log" if min(counts) else "linear", "tickformat": "~s"}
-    if not min(counts):  # a logarithm has no place for classes without clips
-        y |= {"type": "log"}
-        line.y = [count or None for count in counts]
+    y = {"title": {"text": "clips"}, "type": "log", "tickformat": "~s"}
     n_empty = sum(count == 0 for count in counts)
     left_out = f" {n_empty:,} classes without a clip have no point." if n_empty else ""
     return Plot(
@@ -74,7 +71,7 @@ def _rank_curve(ranked: Sequence[ClassFigures]) -> Plot:
         "Clips per class, by rank",
         "Every class, the most frequent first, on a logarithmic scale: the steeper it falls, the "
         f"more the rare classes need balancing.{left_out}",
-        figure(line, x="class, by rank", y=y),
+        figure(line, x={"title": {"text": "class, by rank"}, "range": [0, len(counts) + 1]}, y=y),
         is_wide=True,
     )
 
@@ -95,6 +92,7 @@ def _labels_per_clip(found: Inspection) -> Plot:
         "Labels per clip",
         f"{share} of the clips have more than one label.",
         counting_bars(counts, "labels of a clip"),
+        is_wide=len(found.classes) <= MAX_BARS,
     )
 
 
@@ -138,4 +136,5 @@ def _co_occurrence(found: CoOccurrence) -> Plot:
         ),
         height=170 + 20 * size,
         is_wide=True,
+        min_width=330 + 15 * size,
     )

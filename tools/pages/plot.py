@@ -28,6 +28,7 @@ class Plot:
         figure: without colours.
         height: in CSS pixels.
         is_wide: it takes the whole width of the page.
+        min_width: in CSS pixels; a narrower page scrolls the plot sideways.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Plot:
     figure: go.Figure
     height: int = HEIGHT
     is_wide: bool = False
+    min_width: int = 0
 
 
 def figure(*traces: Any, x: dict[str, Any] | str, y: dict[str, Any] | str, **layout: Any) -> Any:
@@ -72,7 +74,12 @@ def named_bars(names: list[str], values: Any, unit: str, *, digits: str = ",") -
     )
     return figure(
         bars,
-        x={"title": {"text": unit}, "rangemode": "tozero", "nticks": 6},
+        x={
+            "title": {"text": unit},
+            "rangemode": "tozero",
+            "showticklabels": False,
+            "showgrid": False,
+        },
         y=name_axis(names) | {"autorange": "reversed"},
         margin={"r": 56},
     )
@@ -84,8 +91,10 @@ def counting_bars(counts: list[tuple[str, int]], label: str) -> Any:
         x=list(range(len(counts))),
         y=[n for _, n in counts],
         customdata=[plain(name) for name, _ in counts],
-        texttemplate="%{y:,}",
+        texttemplate="%{y:.3~s}",
         textposition="outside",
+        textangle=0,
+        constraintext="none",
         cliponaxis=False,
         hovertemplate="%{customdata}<br>%{y:,} clips<extra></extra>",
     )

@@ -9,7 +9,7 @@ from ..hours import megabytes
 from ..inspection import Bands, Inspection
 from .plot import Plot, bars_height, counting_bars, figure, named_bars, plain
 
-MAX_SHARD_BARS = 120  # more of them become a line
+MAX_SHARD_BARS = 120  # more of them become dots
 TICKS_HZ = np.array([125, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
 N_VALUE_BINS = 64  # rows of the heatmap of log-mel values
 
@@ -17,7 +17,7 @@ N_VALUE_BINS = 64  # rows of the heatmap of log-mel values
 def origin_plots(found: Inspection) -> Iterator[Plot]:
     """Return what the recordings were before they were resampled, and their splits."""
     counts = [
-        (f"{count.value:,} Hz" if count.value else "unknown", count.n_samples)
+        (f"{count.value / 1_000:g}" if count.value else "unknown", count.n_samples)
         for count in found.sample_rates
     ]
     if len(counts) > 1:
@@ -26,7 +26,7 @@ def origin_plots(found: Inspection) -> Iterator[Plot]:
             "Original sample rates",
             f"Of the recordings before they were resampled to {found.features['sample_rate']:,} "
             "Hz; those below it lack the highest bands.",
-            counting_bars(counts, "original sample rate"),
+            counting_bars(counts, "original sample rate, kHz"),
         )
     if len(found.splits) > 1:
         splits = [(split.name, split.n_samples) for split in found.splits]
@@ -48,7 +48,7 @@ def shard_plot(found: Inspection) -> Plot | None:
     if len(sizes) <= MAX_SHARD_BARS:
         trace = go.Bar(points, textposition="none", **look)
     else:
-        trace = go.Scatter(points, mode="lines", **look)
+        trace = go.Scatter(points, mode="markers", marker={"size": 3}, **look)
     samples = [shard.n_samples for shard in found.shards]
     low, high = min(samples), max(samples)
     reading = (
@@ -123,6 +123,7 @@ def _band_means(bands: Bands) -> Plot:
         "Training normalises each band by these; a notch is a filter, a narrow spread a band "
         "that carries little.",
         figure(*traces, x=band_axis(bands), y=y),
+        is_wide=bands.value_counts is None,
     )
 
 
