@@ -91,7 +91,7 @@ def show(
     Example: `melstream show shards/train kick_drum --png kick.png`
     """
     from ..shards.dataset import open_dataset
-    from .clips import describe_clip, find_row
+    from .clips import describe_clip, find_row, read_own_info
     from .inspect_page import print_clip
     from .spectrogram import terminal_spectrogram, write_png
 
@@ -105,10 +105,11 @@ def show(
                 "'melstream build … --keep-audio'"
             )
         audio.write_bytes(dataset.read_member(row, "flac"))
-    print_clip(describe_clip(dataset, row), out_console)
+    info = read_own_info(dataset, row)
+    print_clip(describe_clip(dataset, row), out_console, source=info and info.source)
     if png is not None:
         write_png(png, logmel, spec, title=key)
-    elif out_console.is_terminal:
+    elif out_console.color_system:
         height = max(8, min(spec.n_mels // 2, out_console.height - 4))
         picture = terminal_spectrogram(logmel, spec, width=out_console.width, height=height)
         out_console.print(picture, no_wrap=True, crop=True)

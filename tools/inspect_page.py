@@ -49,12 +49,19 @@ def print_inspection(found: Inspection, console: Console, *, top: int = 20) -> N
         console.print()
 
 
-def print_clip(clip: Clip, console: Console) -> None:
-    """Print what manifest and index know of one sample."""
+def print_clip(clip: Clip, console: Console, *, source: str | None = None) -> None:
+    """Print what is known of one sample.
+
+    Args:
+        clip: what manifest and index know.
+        console: where to.
+        source: the original name, which its ``json`` has.
+    """
     same = f", as have {many(clip.n_same_audio, 'other sample')}" if clip.n_same_audio else ""
     where = f"{clip.shard}, row {clip.row:,}, {clip.logmel_size:,} bytes at {clip.logmel_offset:,}"
     channels = "" if clip.n_channels is None else f", {many(clip.n_channels, 'channel')}"
     facts = (
+        *((("source", source),) if source else ()),
         ("labels", ", ".join(clip.labels) or "none"),
         ("split", clip.split or "none"),
         ("where", where),

@@ -54,7 +54,7 @@ def terminal_spectrogram(logmel: Logmel, spec: FeatureSpec, *, width: int, heigh
             text.append("▀", Style(color=_hex(upper), bgcolor=_hex(lower)))
         text.append("\n")
     axis = _time_axis(spec.duration_s(len(logmel)), n_columns)
-    return text.append(" " * LABEL_WIDTH + axis, "dim")
+    return text.append("Hz".rjust(LABEL_WIDTH - 1) + " " + axis, "dim")
 
 
 def write_png(path: Path, logmel: Logmel, spec: FeatureSpec, *, title: str) -> None:
@@ -81,18 +81,22 @@ def write_png(path: Path, logmel: Logmel, spec: FeatureSpec, *, title: str) -> N
     )
     ticks = [hz for hz in TICKS_HZ if spec.fmin <= hz <= spec.fmax]
     axes.set_yticks([_band_of(hz, spec) for hz in ticks], [f"{hz:,}" for hz in ticks])
-    axes.set(xlabel="time (s)", ylabel="frequency (Hz, mel scale)")
+    axes.set(xlabel="time (s)", ylabel="frequency (Hz, mel scale)", ylim=(-0.5, spec.n_mels - 0.5))
     axes.set_title(title, parse_math=False)
     figure.colorbar(image, label="power (dB)")
     figure.savefig(path, format="png")
 
 
 def _band_of(hz: float, spec: FeatureSpec) -> float:
-    """Return the place of a frequency on the axis of bands; a band's centre is a whole number."""
+    """Return the place of a frequency on the axis of bands; a band's centre is a whole number.
+
+    The axis ends half a band outside the outer centres, and what lies beyond is put there.
+    """
     centres = mel_edges_hz(spec)[1:-1]
     first, last = hz_to_mel(centres[[0, -1]], mel_scale=spec.mel_scale)
     mel = float(hz_to_mel(hz, mel_scale=spec.mel_scale))
-    return float((mel - first) / (last - first) * (spec.n_mels - 1))
+    place = float((mel - first) / (last - first) * (spec.n_mels - 1))
+    return min(max(place, -0.5), spec.n_mels - 0.5)
 
 
 def _resized(logmel: Logmel, n_columns: int, n_rows: int) -> Logmel:
@@ -122,7 +126,7 @@ def _hz_labels(spec: FeatureSpec, n_lines: int) -> dict[int, str]:
     for hz in TICKS_HZ:
         if spec.fmin <= hz <= spec.fmax:
             line = round((_band_of(hz, spec) + 0.5) / spec.n_mels * n_lines - 0.5)
-            labels[min(max(line, 0), n_lines - 1)] = f"{hz:,}"
+            labels[min(line, n_lines - 1)] = f"{hz:,}"
     return labels
 
 

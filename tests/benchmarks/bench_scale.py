@@ -69,6 +69,7 @@ def fill(plan: Any, folder: Path) -> None:
         job = make_job(plan, storage, "train", number)
         n = len(job.clips)
         columns = {name: rng.integers(0, 2**31, n).astype(d) for name, d in COLUMNS.items()}
+        columns |= figures(n, rng)
         columns["key"] = key_bytes([clip.key for clip in job.clips])
         columns["shard"] = np.zeros(n, np.int32)
         columns["n_frames"] = np.full(n, 1_001, np.int32)
@@ -96,6 +97,24 @@ def fill(plan: Any, folder: Path) -> None:
             seconds={},
         )
         (folder / job.record_name).write_bytes(record.model_dump_json().encode())
+
+
+def figures(n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Make up what recordings of the usual kind would show."""
+    silence = np.float32(rng.beta(0.2, 4, n))
+    return {
+        "split": np.full(n, -1, np.int16),
+        "start_s": np.float32(rng.integers(0, N_STARTS, n)),
+        "duration_s": np.full(n, CLIP_S, np.float32),
+        "sample_rate": rng.choice(np.array([22_050, 44_100, 48_000], np.int32), n),
+        "n_channels": rng.integers(1, 3, n).astype(np.int16),
+        "peak": np.float32(rng.beta(6, 1, n)),
+        "rms_dbfs": np.float32(rng.normal(-23, 5, n)),
+        "clipped_share": np.float32(rng.exponential(1e-4, n) * (rng.random(n) < 0.2)),
+        "silence_share": np.where(silence > 0.01, silence, 0),
+        "dc_offset": np.float32(rng.normal(0, 1e-4, n)),
+        "bandwidth_hz": np.float32(rng.choice([5_702, 7_673, 8_000], n, p=[0.1, 0.1, 0.8])),
+    }
 
 
 def assemble_step(n_clips: int, folder: Path) -> dict[str, float]:
