@@ -5,10 +5,10 @@ import io
 import itertools
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,7 +27,19 @@ from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 SPEC = PRESETS["conformer64"]
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",  # it has none inside a container; the pages are our own
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 # The same examples in each run, and no time limit per example: the machine may be shared.
 settings.register_profile("melstream", deadline=None, derandomize=True)
@@ -156,6 +168,20 @@ def plan_of(source: Path, **settings: object) -> Plan:
 def content(path: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Chromium, without a window; tests that want it are skipped where there is none."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs a browser; type: apt-get install chromium fonts-dejavu")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
