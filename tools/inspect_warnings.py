@@ -111,9 +111,7 @@ def _narrow_band(found: Inspection) -> Finding | None:
 
 
 def _short_shards(found: Inspection) -> Finding | None:
-    shards = found.shards
-    if found.corpus == "index":
-        shards = shards[:-1]  # the last one of a writer that fills each shard is shorter
+    shards = found.shards[:-1]  # the last one holds what is left when the others are full
     if len(shards) < 2 or found.label is not None:
         return None
     n_samples = median(shard.n_samples for shard in shards)
