@@ -77,8 +77,9 @@ def _shared(kind: str, sides: Sequence[_Side], ids: Sequence[Ids | None]) -> Ite
     one, other = sides
     assert ids[0] is not None
     assert ids[1] is not None
-    of_one, of_other = ids[0][one.rows], np.unique(ids[1][other.rows])
-    rows = one.rows[np.isin(of_one, of_other[of_other > 0])]
+    of_one, of_other = ids[0][one.rows], np.sort(ids[1][other.rows])
+    places = np.minimum(np.searchsorted(of_other, of_one), len(of_other) - 1)
+    rows = one.rows[(of_other[places] == of_one) & (of_one > 0)]
     if len(rows):
         examples = tuple(one.dataset.key(int(row)) for row in rows[:MAX_EXAMPLES])
         yield Leak(
