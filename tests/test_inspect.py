@@ -48,11 +48,12 @@ def test_totals_and_shards_are_those_of_the_tars(
 
 def test_classes_are_those_of_the_json(found: Inspection, tars: list[dict]) -> None:
     counts = Counter(name for sample in tars for name in sample["json"]["labels"])
-    seconds: Counter[str] = Counter()
-    for sample in tars:
-        seconds.update({name: sample["json"]["duration_s"] for name in sample["json"]["labels"]})
+    seconds = {
+        name: sum(s["json"]["duration_s"] for s in tars if name in s["json"]["labels"])
+        for name in counts
+    }
     assert {figures.name: figures.n_samples for figures in found.classes} == counts
-    assert {f.name: f.duration_s for f in found.classes} == pytest.approx(dict(seconds), rel=1e-6)
+    assert {f.name: f.duration_s for f in found.classes} == pytest.approx(seconds, rel=1e-6)
     assert found.n_unlabelled == 0
     assert [(count.value, count.n_samples) for count in found.labels_per_sample] == [(1, len(tars))]
     rates = Counter(sample["json"]["sample_rate"] for sample in tars)

@@ -46,7 +46,10 @@ def inspect(
     dataset = open_dataset(place, reads_ranges=True)
     if key is not None:
         clip = describe_clip(dataset, find_row(dataset, key))
-        print(clip.model_dump_json(indent=1)) if as_json else print_clip(clip, out_console)
+        if as_json:
+            print(clip.model_dump_json(indent=1))
+        else:
+            print_clip(clip, out_console)
         return
     if against is not None:
         found = inspect_against(dataset, open_dataset(against, reads_ranges=True))
