@@ -168,9 +168,8 @@ def test_the_picture_has_axes_in_seconds_and_hz(tmp_path: Path) -> None:
         def savefig(self, *arguments: object, **options: object) -> None:
             axes = self.axes[0]
             seen["x"], seen["y"] = axes.get_xlabel(), axes.get_ylabel()
-            seen["ticks"] = {
-                t.get_text(): y for t, y in zip(axes.get_yticklabels(), axes.get_yticks())
-            }
+            names = [label.get_text() for label in axes.get_yticklabels()]
+            seen["ticks"] = dict(zip(names, axes.get_yticks(), strict=True))
             seen["extent"] = axes.images[0].get_extent()
             seen["loudest"] = int(np.argmax(axes.images[0].get_array().mean(axis=1)))
             super().savefig(*arguments, **options)
