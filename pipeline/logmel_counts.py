@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from ..shards.affine import LEVELS, AffineCode
+from ..shards.affine import LEVELS
 from ..shards.spec import FeatureSpec
 
 
@@ -51,9 +51,9 @@ def _codes(storage_dtype: str, scale: float, offset: float) -> npt.NDArray[np.ui
     """Return the code of each bit pattern that a stored value can have."""
     if storage_dtype == "uint8":
         return np.arange(LEVELS, dtype=np.uint8)
-    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
     values[~np.isfinite(values)] = 0  # no stored value is
-    return AffineCode(scale=scale, offset=offset).encode(values.astype(np.float32))
+    return np.rint(np.clip((values - offset) / scale, 0, LEVELS - 1)).astype(np.uint8)
 
 
 @njit(cache=True, nogil=True)

@@ -210,7 +210,7 @@ def write_index(
     for column, dtype in COLUMNS.items():
         _write_column(group, column, index.column(column).astype(dtype, copy=False))
     if counts is not None:
-        _write_column(group, COUNTS_NAME, counts)
+        _write_column(group, COUNTS_NAME, counts, chunk_rows=len(counts))
     files = {path: buffer.to_bytes() for path, buffer in held.items()}
     for path, payload in files.items():
         storage.write(f"{name}/{path}", payload)
@@ -310,15 +310,17 @@ def _fault(column: str, array: zarr.Array, n_samples: int, n_classes: int) -> st
     return None
 
 
-def _write_column(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:
+def _write_column(
+    group: zarr.Group, name: str, data: npt.NDArray[Any], *, chunk_rows: int = CHUNK_ROWS
+) -> None:
     """One object per column: chunks for partial reads, packed by the sharding codec."""
-    n_chunks = max(1, -(-len(data) // CHUNK_ROWS))
+    n_chunks = max(1, -(-len(data) // chunk_rows))
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(CHUNK_ROWS, *data.shape[1:]),
-        shards=(CHUNK_ROWS * n_chunks, *data.shape[1:]),
+        chunks=(chunk_rows, *data.shape[1:]),
+        shards=(chunk_rows * n_chunks, *data.shape[1:]),
         compressors=ZstdCodec(level=3),
     )
     array[...] = data

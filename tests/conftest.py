@@ -16,6 +16,7 @@ import webdataset
 from hypothesis import settings
 from rich.console import Console
 
+from melstream.pipeline.logmel_counts import count_values
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.index import concatenate, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
@@ -82,8 +83,14 @@ def make_sample(
     return Sample(key=f"clip-{number:04d}", logmel=logmel, label_ids=label_ids, info=info)
 
 
-def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int = 0) -> Dataset:
-    """Write samples as a data set, shard by shard."""
+def write_dataset(
+    path: Path,
+    shards: Sequence[Sequence[Sample]],
+    n_classes: int = 0,
+    split_names: tuple[str, ...] = (),
+    **fields: Any,
+) -> Dataset:
+    """Write samples as a data set, shard by shard; further fields are the manifest's."""
     storage = open_storage(path)
     entries, indexes = [], []
     for number, samples in enumerate(shards):
@@ -93,8 +100,11 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         entries.append(writer.entry)
         indexes.append(writer.index)
     index = concatenate(indexes)
-    index_files_hash = write_index(storage, index)
-    values = np.concatenate([s.logmel.astype(np.float64) for samples in shards for s in samples])
+    logmels = [sample.logmel for samples in shards for sample in samples]
+    counts = sum(count_values(logmel, SPEC) for logmel in logmels)
+    index_files_hash = write_index(storage, index, counts=counts)  # pyright: ignore[reportArgumentType]
+    values = np.concatenate(logmels).astype(np.float64)
+    given: dict[str, Any] = {"n_rejects": {}, "split_names": split_names} | fields
     manifest = Manifest(
         features=SPEC,
         feature_hash=SPEC.hash,
@@ -103,7 +113,6 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         shards=tuple(entries),
         n_samples=len(index),
         duration_s=float(index.duration_s.sum()),
-        n_rejects={},
         band_mean=tuple(values.mean(0)),
         band_std=tuple(values.std(0) + 1e-3),
         ids_hash="0" * 16,
@@ -116,6 +125,7 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
             max_shard_samples=1_000,
             max_shard_bytes=10**9,
         ),
+        **given,
     )
     write_manifest(storage, manifest)
     return open_dataset(path)

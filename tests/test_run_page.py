@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from melstream.shards.errors import DatasetError
+from melstream.tools import cli
 from melstream.tools.run_page import print_run, run_json
 from melstream.tools.run_report import write_run_report
 from melstream.tools.run_summary import find_warnings, is_run, read_run
@@ -110,6 +113,24 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"recipe": 1}')
     with pytest.raises(DatasetError, match=r"must hold the recipe of a run with train\.steps"):
         read_run(folder)
+
+
+def test_inspect_knows_a_run_from_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, page = write_run(tmp_path / "run"), tmp_path / "pages" / "run.html"
+    arguments = ["melstream", "inspect", str(folder), "--html", str(page)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with suppress(SystemExit):
+        cli.main()
+    out, err = capsys.readouterr()
+    assert "held-out accuracy 0.700" in out
+    assert "written:" in err
+    assert page.stat().st_size > 1_000_000
+    monkeypatch.setattr(sys, "argv", [*arguments, "--label", "Dog"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "are for data sets" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -48,6 +48,11 @@ def inspect(
     from .run_summary import is_run
 
     if is_run(place):
+        if against is not None or label is not None or key is not None or sample:
+            raise ValueError(
+                f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is a "
+                "training run; leave them out"
+            )
         _inspect_run(Path(place), html, top=top, as_json=as_json)
         return
     if sum(option is not None for option in (against, label, key)) > 1:
@@ -55,7 +60,10 @@ def inspect(
     dataset = open_dataset(place, reads_ranges=True)
     if key is not None:
         clip = describe_clip(dataset, find_row(dataset, key))
-        print(clip.model_dump_json(indent=1)) if as_json else print_clip(clip, out_console)
+        if as_json:
+            print(clip.model_dump_json(indent=1))
+        else:
+            print_clip(clip, out_console)
         return
     if against is not None:
         found = inspect_against(dataset, open_dataset(against, reads_ranges=True))

@@ -115,8 +115,8 @@ def _class_share_drift(
         measure="total variation distance",
         value=distance,
         verdict=_verdict(distance, DISTANCES, by_chance),
-        detail=f"{100 * distance:.0f} % of the labels would have to change class; most of all "
-        f"{most.name}: {100 * most.share:.1f} and {100 * most.other_share:.1f} %",
+        detail=f"{100 * distance:.0f} % of the labels would have to change class; the largest "
+        f"difference is {most.name}, {100 * most.share:.1f} and {100 * most.other_share:.1f} %",
     )
 
 

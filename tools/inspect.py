@@ -1,13 +1,18 @@
 """``melstream inspect``: what a data set holds, from manifest, index and summaries alone."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from ..shards.dataset import Dataset
 from ..shards.errors import REASONS, DatasetError
 from ..shards.index_check import find_fault
+from ..shards.manifest import Manifest
 from .corpora.corpus import IGNORED
 from .inspect_figures import (
     UNITS,
+    Labels,
     Rows,
     bands,
     co_occurrence,
@@ -44,9 +49,6 @@ def inspect_dataset(dataset: Dataset, *, label: str | None = None) -> Inspection
     _require_possible(dataset)
     rows = slice(None) if label is None else select(dataset, Selection((label,))).rows
     manifest, index = dataset.manifest, dataset.index
-    owner, ids = label_rows(index, rows)
-    n_samples = len(index.n_frames[rows])
-    n_labels = np.bincount(owner, minlength=n_samples)
     found = Inspection(
         url=dataset.url,
         fingerprint=manifest.fingerprint,
@@ -58,10 +60,7 @@ def inspect_dataset(dataset: Dataset, *, label: str | None = None) -> Inspection
         totals=_totals(dataset, rows),
         shards=_shards(dataset),
         splits=_splits(dataset, rows),
-        classes=_classes(dataset, rows, owner, ids),
-        n_unlabelled=int((n_labels == 0).sum()),
-        labels_per_sample=count_distinct(n_labels),
-        co_occurrence=co_occurrence(owner, ids, manifest.label_names),
+        **_label_figures(dataset, rows),
         sample_rates=count_distinct(index.sample_rate[rows]),
         n_channels=count_distinct(index.n_channels[rows]),
         histograms=tuple(histogram(index, name, manifest.features, rows) for name in UNITS),
@@ -116,16 +115,28 @@ def _splits(dataset: Dataset, rows: Rows | slice) -> tuple[SplitFigures, ...]:
     )
 
 
+def _label_figures(dataset: Dataset, rows: Rows | slice) -> dict[str, Any]:
+    """Return the fields that tell of classes and labels."""
+    duration_s = dataset.index.duration_s[rows]
+    owner, ids = label_rows(dataset.index, rows)
+    n_labels = np.bincount(owner, minlength=len(duration_s))
+    return {
+        "classes": _classes(dataset.manifest, ids, duration_s[owner]),
+        "n_unlabelled": int((n_labels == 0).sum()),
+        "labels_per_sample": count_distinct(n_labels),
+        "co_occurrence": co_occurrence(owner, ids, dataset.manifest.label_names),
+    }
+
+
 def _classes(
-    dataset: Dataset, rows: Rows | slice, owner: Rows, ids: np.ndarray
+    manifest: Manifest, ids: Labels, duration_s: npt.NDArray[np.float32]
 ) -> tuple[ClassFigures, ...]:
-    manifest = dataset.manifest
+    """Count samples and add up their audio by class: of each label its id and its sample's."""
     n_classes = len(manifest.label_names)
     counts = np.bincount(ids, minlength=n_classes)
-    seconds = np.nan_to_num(dataset.index.duration_s[rows])[owner]
-    durations_s = np.bincount(ids, weights=seconds, minlength=n_classes)
+    seconds = np.bincount(ids, weights=np.nan_to_num(duration_s), minlength=n_classes)
     own_ids = manifest.label_ids or (None,) * n_classes
-    columns = zip(manifest.label_names, own_ids, counts.tolist(), durations_s.tolist(), strict=True)
+    columns = zip(manifest.label_names, own_ids, counts.tolist(), seconds.tolist(), strict=True)
     return tuple(
         ClassFigures(name=name, own_id=own_id, n_samples=count, duration_s=duration_s)
         for name, own_id, count, duration_s in columns

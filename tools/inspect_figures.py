@@ -12,6 +12,7 @@ from .inspection import Bands, CoOccurrence, Count, Duplicates, Flag, Histogram
 from .selection import OPERATORS, Bound
 
 Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int32]
 MAX_EXAMPLES = 5
 TOP_CLASSES = 30  # in the table of co-occurrence
 SILENT = 0.95  # of a clip, under -60 dBFS
@@ -104,21 +105,18 @@ def count_distinct(values: npt.NDArray[np.integer]) -> tuple[Count, ...]:
     return tuple(Count(value=value, n_samples=n) for value, n in pairs)
 
 
-def label_rows(index: Index, rows: Rows | slice) -> tuple[Rows, npt.NDArray[np.int32]]:
+def label_rows(index: Index, rows: Rows | slice) -> tuple[Labels, Labels]:
     """Return the labels of some samples: place of the sample among them, and label id."""
-    counts = np.diff(index.label_indptr)
-    owner = np.repeat(np.arange(len(index)), counts)
+    owner = np.repeat(np.arange(len(index), dtype=np.int32), np.diff(index.label_indptr))
     if isinstance(rows, slice):
         return owner, index.label_ids
-    place = np.full(len(index), -1)
+    place = np.full(len(index), -1, np.int32)
     place[rows] = np.arange(len(rows))
     kept = place[owner] >= 0
     return place[owner][kept], index.label_ids[kept]
 
 
-def co_occurrence(
-    owner: Rows, ids: npt.NDArray[np.int32], names: tuple[str, ...]
-) -> CoOccurrence | None:
+def co_occurrence(owner: Labels, ids: Labels, names: tuple[str, ...]) -> CoOccurrence | None:
     """Count samples that have two labels, for the most frequent classes.
 
     Args:
@@ -132,12 +130,14 @@ def co_occurrence(
     top = top[counts[top] > 0]
     if len(top) < 2:
         return None
-    place = np.full(len(names), -1)
+    place = np.full(len(names), -1, np.int32)
     place[top] = np.arange(len(top))
-    kept = place[ids] >= 0
-    shape = (int(owner[-1]) + 1, len(top))
-    ones = np.ones(int(kept.sum()), np.int64)
-    has_label = csr_array((ones, (owner[kept], place[ids[kept]])), shape=shape)
+    column = place[ids]
+    kept = column >= 0
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner[kept]))])
+    ones = np.ones(int(starts[-1]), np.int32)
+    shape = (len(starts) - 1, len(top))
+    has_label = csr_array((ones, column[kept], starts), shape=shape)
     both = (has_label.T @ has_label).toarray()
     return CoOccurrence(
         classes=tuple(names[i] for i in top), counts=tuple(map(tuple, both.tolist()))
@@ -147,16 +147,16 @@ def co_occurrence(
 def duplicates(dataset: Dataset, rows: Rows | slice) -> Duplicates | None:
     """Find samples with exactly the same audio; None where no hash is known."""
     hashes = dataset.index.audio_hash[rows]
-    values = np.sort(hashes[hashes > 0])
+    values = np.sort(hashes)
+    values = values[np.searchsorted(values, 1) :]  # 0 stands for unknown
     if not len(values):
         return None
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    sizes = np.diff(np.append(starts, len(values)))
-    repeated = np.argsort(-sizes, kind="stable")[:MAX_EXAMPLES]
-    shown = values[starts[repeated[sizes[repeated] > 1]]]
+    repeats = values[1:][values[1:] == values[:-1]]  # all but one of each group
+    groups, sizes = np.unique(repeats, return_counts=True)
+    shown = groups[np.argsort(-sizes, kind="stable")[:MAX_EXAMPLES]]
     return Duplicates(
-        n_groups=int((sizes > 1).sum()),
-        n_redundant=int((sizes - 1).sum()),
+        n_groups=len(groups),
+        n_redundant=len(repeats),
         examples=tuple(_keys(dataset, rows, np.flatnonzero(hashes == value)) for value in shown),
     )
 

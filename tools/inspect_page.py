@@ -20,7 +20,7 @@ from .inspection import (
     Inspection,
     SampleCheck,
 )
-from .text_tables import bar, many, marks, number, section, table
+from .text_tables import bar, many, marks, number, safe, section, table
 
 MAX_ROWS = 8  # of a table of counts
 SPREAD_MARKS = 20
@@ -79,7 +79,7 @@ def print_clip(clip: Clip, console: Console, *, source: str | None = None) -> No
     )
     found = table("", "")
     for name, fact in facts:
-        found.add_row(name, Text(fact) if fact else Text("not recorded", "dim"))
+        found.add_row(name, safe(fact) if fact else safe("not recorded", "dim"))
     console.print(section(clip.key, found), highlight=False)
 
 
@@ -108,9 +108,9 @@ def _parts(found: Inspection, top: int) -> Iterator[RenderableType]:
 
 def _head(found: Inspection) -> Text:
     totals = found.totals
-    text = Text(found.url, "bold")
+    text = safe(found.url, "bold")
     if found.label is not None:
-        text.append(f": {found.label}")
+        text.append_text(safe(f": {found.label}"))
     return text.append(
         f"\n{many(totals.n_samples, 'sample')}, {hours(totals.duration_s)}, "
         f"{many(totals.n_shards, 'shard')}, {megabytes(totals.size_bytes)}",
@@ -120,21 +120,21 @@ def _head(found: Inspection) -> Text:
 
 def _warnings(warnings: Sequence[Finding]) -> RenderableType:
     if not warnings:
-        return Text("no warnings", "green")
+        return safe("no warnings", "green")
     found = table("", "")
     for finding in warnings:
-        found.add_row(Text(finding.code.replace("_", " "), "yellow"), Text(finding.message))
-        found.add_row("", Text(f"→ {finding.remedy}", "dim"))
+        found.add_row(safe(finding.code.replace("_", " "), "yellow"), safe(finding.message))
+        found.add_row("", safe(f"→ {finding.remedy}", "dim"))
     return section(many(len(warnings), "warning"), found, "bold yellow")
 
 
 def _sample_check(check: SampleCheck) -> RenderableType:
     n_read = many(len(check.keys), "sample")
     if not check.problems:
-        return Text(f"{n_read} read: bytes, frames and figures are as indexed", "green")
+        return safe(f"{n_read} read: bytes, frames and figures are as indexed", "green")
     found = table("")
     for problem in check.problems:
-        found.add_row(Text(problem))
+        found.add_row(safe(problem))
     return section(f"{n_read} read, {many(len(check.problems), 'problem')}", found, "bold red")
 
 
@@ -142,13 +142,13 @@ def _comparison(found: Comparison) -> Group:
     shown = table("against it", "differs", "by", "in words", right=(2,))
     for drift in found.drifts:
         name = drift.name.removesuffix("_dbfs").removesuffix("_hz").removesuffix("_s")
-        verdict = Text(drift.verdict, STYLES[drift.verdict])
-        shown.add_row(name.replace("_", " "), verdict, f"{drift.value:.2f}", Text(drift.detail))
+        verdict = safe(drift.verdict, STYLES[drift.verdict])
+        shown.add_row(name.replace("_", " "), verdict, f"{drift.value:.2f}", safe(drift.detail))
     for leak in found.leaks:
         words = f"samples stand there too, such as {', '.join(leak.examples[:2])}"
-        shown.add_row(f"same {leak.kind}", Text("leak", "red"), f"{leak.n_samples:,}", Text(words))
+        shown.add_row(f"same {leak.kind}", safe("leak", "red"), f"{leak.n_samples:,}", safe(words))
     if not found.leaks:
-        shown.add_row("leaks", Text("none", "green"), "0", "no key and no audio stands in both")
+        shown.add_row("leaks", safe("none", "green"), "0", "no key and no audio stands in both")
     totals = found.other.totals
     title = (
         f"against {found.other.url} ({many(totals.n_samples, 'sample')}, "
@@ -165,7 +165,7 @@ def _totals(found: Inspection) -> Table:
     shown = table("", "")
     shown.add_row("shards", f"{counts.min():,} {sizes} {marks(counts)}")
     if splits:
-        shown.add_row("splits", Text(splits))
+        shown.add_row("splits", safe(splits))
     shown.add_row("duplicates", _duplicates(found.duplicates, found.totals.n_samples))
     shown.add_row("waveforms", "kept, as FLAC" if found.totals.has_audio else "not kept")
     shown.add_row(
@@ -173,7 +173,7 @@ def _totals(found: Inspection) -> Table:
         f"{features['n_mels']} mel bands, {features['fmin']:g} to {features['fmax']:g} Hz, every "
         f"{frame_ms:g} ms, {features['storage_dtype']}, spec {features['hash']}",
     )
-    shown.add_row("made by", Text(f"melstream {found.melstream_version}, from {found.corpus}"))
+    shown.add_row("made by", safe(f"melstream {found.melstream_version}, from {found.corpus}"))
     shown.add_row("fingerprint", found.fingerprint)
     return shown
 
@@ -195,7 +195,7 @@ def _classes(found: Inspection, top: int) -> Group:
     for figures in head:
         shown.add_row(*_class_row(figures, filled[0].n_samples))
     if n_between := len(ranked) - len(head) - len(tail):
-        shown.add_row(Text(f"… {n_between:,} more …", "dim"))
+        shown.add_row(safe(f"… {n_between:,} more …", "dim"))
     for figures in tail:
         shown.add_row(*_class_row(figures, filled[0].n_samples))
     n_empty, ratio = len(ranked) - len(filled), filled[0].n_samples / filled[-1].n_samples
@@ -215,7 +215,7 @@ def _ends(ranked: list[ClassFigures], top: int) -> tuple[list[ClassFigures], lis
 
 
 def _class_row(figures: ClassFigures, largest: int) -> tuple[Text, str, str, str]:
-    name = Text(figures.name, "" if figures.n_samples else "yellow")
+    name = safe(figures.name, "" if figures.n_samples else "yellow")
     blocks = bar(figures.n_samples, largest)
     return name, f"{figures.n_samples:,}", hours(figures.duration_s), blocks
 
@@ -248,7 +248,7 @@ def _spreads(histograms: Sequence[Histogram]) -> Table:
     for found in histograms:
         name = WORDS[found.name]
         if found.quantiles is None:
-            shown.add_row(name, *[""] * 5, Text("not recorded", "dim"))
+            shown.add_row(name, *[""] * 5, safe("not recorded", "dim"))
             continue
         scale = 100 if name.endswith("%") else 1
         cells = [number(scale * value) for value in found.quantiles]
@@ -265,9 +265,9 @@ def _filled(counts: Sequence[int]) -> npt.NDArray[np.int64]:
 def _rejects(found: Inspection) -> Group:
     shown = table("reason", "inputs", "meaning", right=(1,))
     for figures in found.rejects:
-        shown.add_row(Text(figures.reason), f"{figures.n_inputs:,}", figures.meaning)
+        shown.add_row(safe(figures.reason), f"{figures.n_inputs:,}", figures.meaning)
     for figures in found.ignored:
-        shown.add_row(Text(f"ignored, {figures.reason}"), f"{figures.n_inputs:,}", figures.meaning)
+        shown.add_row(safe(f"ignored, {figures.reason}"), f"{figures.n_inputs:,}", figures.meaning)
     n = sum(figures.n_inputs for figures in found.rejects)
     return section(f"{many(n, 'input')} not in the set; rejects.jsonl names each", shown)
 
@@ -280,7 +280,7 @@ def _bands(found: Inspection) -> Group:
         levels = np.array(values) - low + 0.1 * ((high - low) or 1)
         shown.add_row(name, f"{marks(levels)} {low:.2f} to {high:.2f}")
     if bands.value_counts is None:
-        shown.add_row("values", Text("not recorded: written by an older melstream", "dim"))
+        shown.add_row("values", safe("not recorded: written by an older melstream", "dim"))
     else:
         counts = np.sum(bands.value_counts, axis=0)
         low, high = bands.value_edges[0], bands.value_edges[-1]

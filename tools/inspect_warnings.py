@@ -33,7 +33,7 @@ def find_warnings(found: Inspection) -> tuple[Finding, ...]:
 
 
 def leak_findings(leaks: Sequence[Leak]) -> tuple[Finding, ...]:
-    """Say what stands on both sides of a line: scores on one side are worth nothing then."""
+    """Say what stands on both sides of a line."""
     words = {"audio": "have exactly the audio of", "recording": "are cut from recordings of"}
     return tuple(
         Finding(
@@ -41,8 +41,8 @@ def leak_findings(leaks: Sequence[Leak]) -> tuple[Finding, ...]:
             message=f"{leak.n_samples:,} samples of {leak.one} "
             f"{words.get(leak.kind, 'have keys that stand in')} {leak.other}, such as "
             f"{_named(leak.examples)}",
-            remedy="take them out of the side that is trained on: list their keys in a file, then "
-            "'melstream subset URL --out NEW --not-ids FILE'",
+            remedy="scores on one are worth nothing after training on the other: write the keys "
+            "of the shared samples to a file, then 'melstream subset URL --out NEW --not-ids FILE'",
         )
         for leak in leaks
     )
@@ -111,9 +111,7 @@ def _narrow_band(found: Inspection) -> Finding | None:
 
 
 def _short_shards(found: Inspection) -> Finding | None:
-    shards = found.shards
-    if found.corpus == "index":
-        shards = shards[:-1]  # the last one of a writer that fills each shard is shorter
+    shards = found.shards[:-1]  # the last one holds what is left when the others are full
     if len(shards) < 2 or found.label is not None:
         return None
     n_samples = median(shard.n_samples for shard in shards)

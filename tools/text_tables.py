@@ -14,7 +14,17 @@ MAX_MARKS = 32  # of a line of blocks, so that it fits a narrow terminal
 
 def section(title: str, table: Table, style: str = "bold") -> Group:
     """Put a title above a table, as wide as the page and not as the table."""
-    return Group(Text(title, style), table)
+    return Group(safe(title, style), table)
+
+
+def safe(text: str, style: str = "") -> Text:
+    """Keep rich from reading markup, and terminals from obeying codes, in names from the data.
+
+    >>> safe("[red]a\\x1b[2J").plain
+    '[red]a\\\\x1b[2J'
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return Text("".join(escaped), style)
 
 
 def table(*headers: str, right: Iterable[int] = (), blocks: int | None = None) -> Table:
