@@ -144,7 +144,7 @@ def test_names_stay_text(opened: "WatchedPage") -> None:
     assert [name for name in hostile if name not in text] == []
     ticks = opened.page.locator("[data-plot=classes] .ytick").all_text_contents()
     assert HOSTILE_LABEL in ticks
-    assert opened.page.locator("[data-plot=splits] .xtick a").count() == 0
+    assert opened.page.locator("[data-plot=splits] .ytick a").count() == 0
 
 
 def test_search_finds_labels_and_keys(opened: "WatchedPage", hostile: Dataset) -> None:

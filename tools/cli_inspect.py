@@ -1,12 +1,16 @@
 """``melstream inspect`` and ``show``: look at what is built."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from .cli_options import Json, err_console, out_console
+
+if TYPE_CHECKING:
+    from ..shards.dataset import Dataset
+    from .inspection import Inspection
 
 inspect_app = typer.Typer()
 
@@ -47,16 +51,15 @@ def inspect(
     from .inspect_page import print_clip, print_inspection
     from .run_summary import is_run
 
+    n_chosen = sum(option is not None for option in (against, label, key))
     if is_run(place):
-        if against is not None or label is not None or key is not None or sample:
-            raise ValueError(
-                f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is a "
-                "training run; leave them out"
-            )
+        _require_data_set(place, is_right=n_chosen + sample == 0)
         _inspect_run(Path(place), html, top=top, as_json=as_json)
         return
-    if sum(option is not None for option in (against, label, key)) > 1:
+    if n_chosen > 1:
         raise ValueError("`--against`, `--label` and `--key` are for one at a time")
+    if key is not None and html is not None:
+        raise ValueError("`--html` is for a data set; 'melstream show' draws one clip")
     dataset = open_dataset(place, reads_ranges=True)
     if key is not None:
         clip = describe_clip(dataset, find_row(dataset, key))
@@ -72,9 +75,7 @@ def inspect(
     if sample:
         found = found.model_copy(update={"sample_check": check_samples(dataset, sample)})
     if html is not None:
-        from .data_report import write_data_report
-
-        _tell_written(html, write_data_report(html, found, dataset))
+        _write_page(html, found, dataset)
     if as_json:
         print(found.model_dump_json(indent=1))
     else:
@@ -126,6 +127,14 @@ def show(
             err_console.print(f"written: {path}", highlight=False, markup=False)
 
 
+def _require_data_set(place: str, *, is_right: bool) -> None:
+    if not is_right:
+        raise ValueError(
+            f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is a "
+            "training run; leave them out"
+        )
+
+
 def _inspect_run(folder: Path, html: Path | None, *, top: int, as_json: bool) -> None:
     """Say how a training run went."""
     from .run_page import print_run, run_json
@@ -140,6 +149,12 @@ def _inspect_run(folder: Path, html: Path | None, *, top: int, as_json: bool) ->
         print(run_json(run))
     else:
         print_run(run, out_console, top=top)
+
+
+def _write_page(html: Path, found: "Inspection", dataset: "Dataset") -> None:
+    from .data_report import write_data_report
+
+    _tell_written(html, write_data_report(html, found, dataset))
 
 
 def _tell_written(path: Path, size_bytes: int) -> None:

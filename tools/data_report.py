@@ -127,7 +127,17 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         ("feature hash", str(features["hash"])),
         ("audio", "kept as FLAC" if found.totals.has_audio else "not kept"),
         ("original channels", channels),
+        *_checked(found),
     ]
+
+
+def _checked(found: Inspection) -> list[tuple[str, str]]:
+    """Return what reading some clips found, where it was asked for."""
+    if found.sample_check is None:
+        return []
+    n_read, problems = len(found.sample_check.keys), found.sample_check.problems
+    result = "; ".join(problems) or "all are as the index says"
+    return [("read and checked", f"{n_read:,} clips: {result}")]
 
 
 def _drifts(found: Inspection) -> list[tuple[Drift, str]]:

@@ -35,7 +35,7 @@ class Axis:
     is_share: bool = False
 
 
-SHARES = {0.0: "none", 1e-5: "0.001%", 1e-4: "0.01%", 1e-3: "0.1%", 1e-2: "1%", 0.1: "10%"}
+SHARES = {0.0: "none", 1e-5: "0.001%", 1e-3: "0.1%", 0.1: "10%"}
 AXES = {
     "duration_s": Axis(
         "Durations",
@@ -75,7 +75,7 @@ AXES = {
         "A hump below the top is telephone sound, low sample rates or lossy files.",
     ),
     "dc_offset": Axis(
-        "DC offset", "distance of the mean from zero, share of full scale", SHARES,
+        "DC offset", "distance from zero, share of full scale", SHARES,
         "Above 1 % it is a fault of the recorder.",
     ),
 }  # fmt: skip

@@ -9,29 +9,47 @@ from ..hours import megabytes
 from ..inspection import Bands, Inspection
 from .plot import Plot, bars_height, counting_bars, figure, named_bars, plain
 
+MAX_RATES = 9  # sample rates that get a bar
+MAX_SPLITS = 20  # splits that get a bar
 MAX_SHARD_BARS = 120  # more of them become dots
 TICKS_HZ = np.array([125, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
+STRONGEST = 99  # percentile of the heatmap that gets its last colour: the floor must not rule it
 N_VALUE_BINS = 64  # rows of the heatmap of log-mel values
 
 
 def origin_plots(found: Inspection) -> Iterator[Plot]:
     """Return what the recordings were before they were resampled, and their splits."""
-    counts = [
+    rates = [
         (f"{count.value / 1_000:g}" if count.value else "unknown", count.n_samples)
         for count in found.sample_rates
     ]
-    if len(counts) > 1:
+    if len(rates) > 1:
         yield Plot(
             "sample-rates",
             "Original sample rates",
             f"Of the recordings before they were resampled to {found.features['sample_rate']:,} "
             "Hz; those below it lack the highest bands.",
-            counting_bars(counts, "original sample rate, kHz"),
+            counting_bars(_most_frequent(rates, MAX_RATES), "original sample rate, kHz"),
         )
     if len(found.splits) > 1:
         splits = [(split.name, split.n_samples) for split in found.splits]
-        reading = "Clips in each split or fold of the corpus."
-        yield Plot("splits", "Splits", reading, counting_bars(splits, "split"))
+        shown = _most_frequent(splits, MAX_SPLITS)
+        yield Plot(
+            "splits",
+            "Splits",
+            "Clips in each split or fold of the corpus.",
+            named_bars([name for name, _ in shown], [n for _, n in shown], "clips"),
+            height=bars_height(len(shown)),
+        )
+
+
+def _most_frequent(counts: list[tuple[str, int]], n: int) -> list[tuple[str, int]]:
+    """Keep the n most frequent, in their order, and sum up the others."""
+    if len(counts) <= n:
+        return counts
+    kept = set(sorted(range(len(counts)), key=lambda place: -counts[place][1])[: n - 1])
+    others = sum(count for place, (_, count) in enumerate(counts) if place not in kept)
+    return [*(counts[place] for place in sorted(kept)), ("others", others)]
 
 
 def shard_plot(found: Inspection) -> Plot | None:
@@ -39,16 +57,17 @@ def shard_plot(found: Inspection) -> Plot | None:
     if len(found.shards) == 1:
         return None
     sizes = np.array([shard.size_bytes for shard in found.shards]) / 1e6
-    hover = [
-        f"{plain(shard.name)}<br>{megabytes(shard.size_bytes)}<br>{shard.n_samples:,} clips"
-        for shard in found.shards
-    ]
-    points = {"x": np.arange(len(sizes)), "y": sizes, "text": hover}
-    look = {"hovertemplate": "%{text}<extra></extra>"}
+    places = np.arange(len(sizes))
     if len(sizes) <= MAX_SHARD_BARS:
-        trace = go.Bar(points, textposition="none", **look)
+        hover = [
+            f"{plain(shard.name)}<br>{megabytes(shard.size_bytes)}<br>{shard.n_samples:,} clips"
+            for shard in found.shards
+        ]
+        look = {"hovertext": hover, "hovertemplate": "%{hovertext}<extra></extra>"}
+        trace = go.Bar(x=places, y=sizes, **look)
     else:
-        trace = go.Scatter(points, mode="markers", marker={"size": 3}, **look)
+        look = {"hovertemplate": "shard %{x:,}<br>%{y:,.1f} MB<extra></extra>"}
+        trace = go.Scatter(x=places, y=sizes, mode="markers", marker={"size": 3}, **look)
     samples = [shard.n_samples for shard in found.shards]
     low, high = min(samples), max(samples)
     reading = (
@@ -130,6 +149,7 @@ def _band_means(bands: Bands) -> Plot:
 def _band_values(bands: Bands) -> Plot:
     counts, edges = _fewer_bins(np.array(bands.value_counts), np.array(bands.value_edges))
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    strongest = float(np.percentile(shares, STRONGEST))
     heatmap = go.Heatmap(
         z=np.round(shares.T, 5),
         x=np.arange(len(shares)),
@@ -147,7 +167,7 @@ def _band_values(bands: Bands) -> Plot:
             heatmap,
             x=band_axis(bands),
             y={"title": {"text": "log-mel, natural log of power"}},
-            coloraxis={"colorbar": {"tickformat": ".0%"}, "cmin": 0},
+            coloraxis={"colorbar": {"tickformat": ".0%"}, "cmin": 0, "cmax": strongest},
         ),
     )
 
