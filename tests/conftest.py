@@ -104,29 +104,30 @@ def write_dataset(
     counts = sum(count_values(logmel, SPEC) for logmel in logmels)
     index_files_hash = write_index(storage, index, counts=counts)  # pyright: ignore[reportArgumentType]
     values = np.concatenate(logmels).astype(np.float64)
-    given: dict[str, Any] = {"n_rejects": {}, "split_names": split_names} | fields
-    manifest = Manifest(
-        features=SPEC,
-        feature_hash=SPEC.hash,
-        label_names=tuple(f"class {i}" for i in range(n_classes)),
-        label_ids=None,
-        shards=tuple(entries),
-        n_samples=len(index),
-        duration_s=float(index.duration_s.sum()),
-        band_mean=tuple(values.mean(0)),
-        band_std=tuple(values.std(0) + 1e-3),
-        ids_hash="0" * 16,
-        index_hash=hash_index(index),
-        index_files_hash=index_files_hash,
-        build=BuildSettings(
+    told: dict[str, Any] = {
+        "features": SPEC,
+        "feature_hash": SPEC.hash,
+        "label_names": tuple(f"class {i}" for i in range(n_classes)),
+        "label_ids": None,
+        "split_names": split_names,
+        "shards": tuple(entries),
+        "n_samples": len(index),
+        "duration_s": float(index.duration_s.sum()),
+        "n_rejects": {},
+        "band_mean": tuple(values.mean(0)),
+        "band_std": tuple(values.std(0) + 1e-3),
+        "ids_hash": "0" * 16,
+        "index_hash": hash_index(index),
+        "index_files_hash": index_files_hash,
+        "build": BuildSettings(
             corpus="test",
             plan_hash="0" * 16,
             min_duration_s=0.0,
             max_shard_samples=1_000,
             max_shard_bytes=10**9,
         ),
-        **given,
-    )
+    }
+    manifest = Manifest(**(told | fields))
     write_manifest(storage, manifest)
     return open_dataset(path)
 

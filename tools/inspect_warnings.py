@@ -14,7 +14,7 @@ from .inspection import Finding, Inspection, Leak
 DUPLICATE_SHARE = 0.01
 SILENT_SHARE = 0.01
 NARROW_SHARE = 0.3
-CLIPPED_SHARE = 0.1
+CLIPPED_SHARE = 0.25  # loud music and single drum hits are, by intent
 DC_SHARE = 0.2  # short sounds have some by nature
 SHORT_SHARD = 0.6  # of the median shard, in samples and in bytes: a build evens out one of them
 IMBALANCE = 100  # of the largest class to the smallest that has clips

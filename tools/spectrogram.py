@@ -54,7 +54,10 @@ def terminal_spectrogram(logmel: Logmel, spec: FeatureSpec, *, width: int, heigh
             text.append("▀", Style(color=_hex(upper), bgcolor=_hex(lower)))
         text.append("\n")
     axis = _time_axis(spec.duration_s(len(logmel)), n_columns)
-    return text.append("Hz".rjust(LABEL_WIDTH - 1) + " " + axis, "dim")
+    for name, line in zip(("Hz", "s"), axis, strict=True):
+        text.append(f"{name.rjust(LABEL_WIDTH - 1)} {line}\n", "dim")
+    text.rstrip()
+    return text
 
 
 def write_png(path: Path, logmel: Logmel, spec: FeatureSpec, *, title: str) -> None:
@@ -130,17 +133,18 @@ def _hz_labels(spec: FeatureSpec, n_lines: int) -> dict[int, str]:
     return labels
 
 
-def _time_axis(duration_s: float, n_columns: int) -> str:
-    """Draw the axis below: a mark every round number of seconds, and the seconds under it."""
+def _time_axis(duration_s: float, n_columns: int) -> tuple[str, str]:
+    """Draw the axis below: marks at round numbers of seconds, and the seconds under them."""
     step_s = next(
         step
         for step in (s * 10.0**p for p in range(-2, 5) for s in (1, 2, 5))
         if step / duration_s * n_columns >= 8
     )
-    marks, numbers = ["─"] * n_columns, [" "] * (n_columns + 8)
+    marks, numbers = ["─"] * n_columns, ""
     for i in range(int(duration_s / step_s) + 1):
         column = min(round(i * step_s / duration_s * n_columns), n_columns - 1)
         marks[column] = "┬"
         number = f"{i * step_s:g}"
-        numbers[column : column + len(number)] = number
-    return f"{''.join(marks)}\n{' ' * LABEL_WIDTH}{''.join(numbers).rstrip()} s"
+        if column + len(number) <= n_columns:
+            numbers = numbers.ljust(column) + number
+    return "".join(marks), numbers
