@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from ..hours import percent
 from ..inspection import Flag, Histogram, Inspection
-from .plot import Plot, figure, plain
+from .plot import Plot, clips, figure, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _plot(histogram: Histogram, axis: Axis, flags: Sequence[Flag]) -> Plot:
     y = {"title": {"text": "clips"}, "tickformat": "~s"}
     shown = figure(bars, x=_axis([histogram], axis), y=y, bargap=0.06)
     flagged = "".join(
-        f" {flag.n_samples:,} clips ({percent(flag.share)}) have {flag.bound}." for flag in flags
+        f" {flag.bound}: {clips(flag.n_samples)} ({percent(flag.share)})." for flag in flags
     )
     reading = f"{_median(histogram, axis)} {axis.reading}{flagged}{_left_out(histogram)}"
     return Plot(_name(histogram), axis.title, reading, shown)
@@ -197,7 +197,7 @@ def _left_out(histogram: Histogram) -> str:
         f"above {histogram.edges[-1]:g}": histogram.n_above,
         "unknown": histogram.n_unknown,
     }
-    parts = [f"{n:,} clips {where}" for where, n in counts.items() if n]
+    parts = [f"{clips(n)} {where}" for where, n in counts.items() if n]
     return f" Not shown: {', '.join(parts)}." if parts else ""
 
 

@@ -123,6 +123,15 @@ def plain(name: str) -> str:
     return printable.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def clips(n: int) -> str:
+    """Write a number of clips.
+
+    >>> clips(1), clips(1_234)
+    ('1 clip', '1,234 clips')
+    """
+    return f"{n:,} clip{'s' * (n != 1)}"
+
+
 def shortened(name: str, n_letters: int = MAX_NAME) -> str:
     """Cut a long name.
 
