@@ -45,10 +45,10 @@ def inspect(
     Example: `melstream inspect shards/train --against shards/eval --html report.html`
     """
     from ..shards.dataset import open_dataset
-    from .clips import check_samples, describe_clip, find_row
+    from .clips import check_samples
     from .compare import inspect_against
     from .inspect import inspect_dataset
-    from .inspect_page import print_clip, print_inspection
+    from .inspect_page import print_inspection
     from .run_summary import is_run
 
     n_chosen = sum(option is not None for option in (against, label, key))
@@ -62,11 +62,7 @@ def inspect(
         raise ValueError("`--html` is for a data set; 'melstream show' draws one clip")
     dataset = open_dataset(place, reads_ranges=True)
     if key is not None:
-        clip = describe_clip(dataset, find_row(dataset, key))
-        if as_json:
-            print(clip.model_dump_json(indent=1))
-        else:
-            print_clip(clip, out_console)
+        _inspect_clip(dataset, key, as_json=as_json)
         return
     if against is not None:
         found = inspect_against(dataset, open_dataset(against, reads_ranges=True))
@@ -125,6 +121,18 @@ def show(
     for path in (png, audio):
         if path is not None:
             err_console.print(f"written: {path}", highlight=False, markup=False)
+
+
+def _inspect_clip(dataset: "Dataset", key: str, *, as_json: bool) -> None:
+    """Say what is known of one clip."""
+    from .clips import describe_clip, find_row
+    from .inspect_page import print_clip
+
+    clip = describe_clip(dataset, find_row(dataset, key))
+    if as_json:
+        print(clip.model_dump_json(indent=1))
+    else:
+        print_clip(clip, out_console)
 
 
 def _require_data_set(place: str, *, is_right: bool) -> None:
