@@ -100,7 +100,7 @@ def _parts(found: Inspection, top: int) -> Iterator[RenderableType]:
         yield _labels_per_sample(found)
     yield _spreads(found.histograms)
     yield _sample_rates(found.sample_rates)
-    if found.rejects or found.ignored:
+    if found.label is None and (found.rejects or found.ignored):
         yield _rejects(found)
     if found.bands is not None:
         yield _bands(found)
@@ -188,7 +188,9 @@ def _duplicates(found: Duplicates | None, n_samples: int) -> str:
 
 
 def _classes(found: Inspection, top: int) -> Group:
-    ranked = sorted(found.classes, key=lambda figures: (-figures.n_samples, figures.name))
+    shows_empty = found.label is None  # else they are all but the few that stand beside it
+    classes = [figures for figures in found.classes if figures.n_samples or shows_empty]
+    ranked = sorted(classes, key=lambda figures: (-figures.n_samples, figures.name))
     filled = [figures for figures in ranked if figures.n_samples]
     shown = table("class", "samples", "audio", "", right=(1, 2), blocks=3)
     head, tail = _ends(ranked, top)
@@ -198,6 +200,8 @@ def _classes(found: Inspection, top: int) -> Group:
         shown.add_row(safe(f"… {n_between:,} more …", "dim"))
     for figures in tail:
         shown.add_row(*_class_row(figures, filled[0].n_samples))
+    if found.label is not None:
+        return section("labels of these samples", shown)
     n_empty, ratio = len(ranked) - len(filled), filled[0].n_samples / filled[-1].n_samples
     return section(
         f"{len(ranked):,} classes, {n_empty:,} without samples; the largest has {ratio:,.1f} times "
