@@ -2,6 +2,7 @@
 
 import base64
 import csv as csv_files
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -272,3 +273,22 @@ def test_the_page_of_one_class_shows_its_clips_only(
     assert page.count('<li class="clip"') == 5
     assert "<h3>tabla</h3>" in page
     assert "<h3>snare</h3>" not in page
+
+
+def test_many_classes_and_shards_stay_small_and_whole(hostile: Dataset, tmp_path: Path) -> None:
+    """AudioSet's 527 classes and a thousand shards add little to the page."""
+    found = inspect_dataset(hostile)
+    classes = tuple(
+        found.classes[0].model_copy(update={"name": f"class {n} {HOSTILE_LABEL}", "n_samples": n})
+        for n in range(527)
+    )
+    many = found.model_copy(update={"classes": classes, "shards": 1_000 * found.shards})
+    size_bytes = write_data_report(tmp_path / "many.html", many, hostile)
+    without = write_data_report(tmp_path / "few.html", found, hostile)
+    assert size_bytes - without < 500_000
+    page = (tmp_path / "many.html").read_text()
+    data = page.split('<script type="application/json" id="plot-data">')[1].split("</script>")[0]
+    plots = json.loads(data)["plots"]
+    assert plots["classes"]["data"][0]["y"] == [*range(526, 0, -1), None]
+    assert len(plots["classes-least"]["data"][0]["customdata"]) == 15
+    assert page.count("<td>class 526 &lt;img src=x") == 1

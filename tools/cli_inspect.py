@@ -34,7 +34,8 @@ def inspect(
     ] = 0,
     top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
     html: Annotated[
-        Path | None, Option(metavar="FILE", help="Write a page with plots and clips to look at.")
+        Path | None,
+        Option(metavar="FILE", dir_okay=False, help="Write a page with plots and clips to see."),
     ] = None,
     as_json: Json = False,
 ) -> None:
