@@ -19,6 +19,7 @@ from ..shards.errors import DatasetError, MelstreamError
 from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
+from .cli_inspect import inspect_app
 from .cli_options import (
     Data,
     Device,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(build_app, name="build")
 app.add_typer(bench_app, name="bench")
+app.add_typer(inspect_app)
 app.add_typer(data_app)
 app.add_typer(train_app)
 
@@ -72,26 +74,6 @@ def _root(
     ] = False,
 ) -> None:
     """Declare the options before the verb."""
-
-
-@app.command()
-def inspect(
-    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
-    top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """Say what a data set holds.
-
-    Example: `melstream inspect shards/train --top 50`
-    """
-    from .inspect import inspect as describe
-    from .inspect import print_description
-
-    found = describe(data)
-    if as_json:
-        print(json.dumps(found.as_json(), indent=1))
-    else:
-        print_description(found, out_console, top=top)
 
 
 @app.command()

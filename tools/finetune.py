@@ -25,13 +25,11 @@ from .evaluate import predict
 from .model_folder import ModelCard, load_encoder, require_features
 from .pretrain import band_statistics, run_config, training_crops, training_order
 from .recipe import FinetuneRecipe
-from .run_folder import claim_run
+from .run_folder import HEADLINE, claim_run
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
-
-HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 
 
 @dataclass(frozen=True, slots=True)

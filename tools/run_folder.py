@@ -5,6 +5,7 @@ checkpoints/       step-000200/ …
 tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
 model/             the final model
+evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
 import json
@@ -19,6 +20,10 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model"
+EVALUATIONS_GLOB = "evaluation*.json"
+
+HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
+"""The figure on held-out data by which the best step is chosen, by the tagger's task."""
 
 FREE_TO_CHANGE = (
     "log_every",
