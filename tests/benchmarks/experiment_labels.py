@@ -15,11 +15,13 @@ there: run the script again and it goes on. `out/results.json` holds all figures
 
 import argparse
 import json
+import shlex
 import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -60,7 +62,7 @@ FROM_ENCODER = {"optim.lr": 1e-3, "finetune.head_lr": 1e-3}
 
 def melstream(*words: object) -> None:
     """Run a melstream command in this process, and show it."""
-    print("\n$ melstream", *words, flush=True)
+    print_line(f"\n$ melstream {shlex.join(str(word) for word in words)}")
     app([str(word) for word in words], standalone_mode=False)
 
 
@@ -194,21 +196,21 @@ def run_task(
 
 def print_table(results: dict[str, dict[str, float]], tasks: list[str]) -> None:
     """Print mean and deviation over the seeds, one line per task, share and start."""
-    print(
-        "\n| task | labels | start | seeds | balanced accuracy | mAP |\n|---|---|---|---|---|---|"
-    )
-    groups: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    runs: dict[tuple[str, float, str], list[dict[str, float]]] = {}
     for name, figures in results.items():
         task, share, start, _ = name.split()
-        groups.setdefault((task, share, start), []).append(figures)
-    for (task, share, start), runs in sorted(
-        groups.items(), key=lambda g: (g[0][0], -float(g[0][1]))
-    ):
+        runs.setdefault((task, -float(share), start), []).append(figures)
+    print_line("\n| task | labels | start | seeds | balanced accuracy | mAP |")
+    print_line("|---|---|---|---|---|---|")
+    for (task, share, start), found in sorted(runs.items()):
         if task in tasks:
-            cells = [spread([run[name] for run in runs]) for name in FIGURES[:2]]
-            print(
-                f"| {task} | {float(share):.0%} | {start} | {len(runs)} |", " | ".join(cells), "|"
-            )
+            cells = " | ".join(spread([run[name] for run in found]) for name in FIGURES[:2])
+            print_line(f"| {task} | {-share:.0%} | {start} | {len(found)} | {cells} |")
+
+
+def print_line(text: str) -> None:
+    """Print a line as it is."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def spread(values: list[float]) -> str:

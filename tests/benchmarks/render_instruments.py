@@ -10,6 +10,7 @@ three velocities: 1,805 clips of 2 s, an hour of audio, `OUT/<class>/<program>-<
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,4 +180,4 @@ if __name__ == "__main__":
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, waveform, SAMPLE_RATE)
         names.add(path.parent.name)
-    print(f"{len(names)} classes in {arguments.out}")
+    sys.stdout.write(f"{len(names)} classes in {arguments.out}\n")
