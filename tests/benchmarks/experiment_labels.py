@@ -179,7 +179,8 @@ def run_task(
     full, held_out = shards / task / "train", shards / task / "eval"
     for seed in arguments.seeds:
         for share in arguments.shares:
-            data = few_labels(full, shards / task / f"train-{round(100 * share)}-{seed}", share, seed)
+            subset = shards / task / f"train-{round(100 * share)}-{seed}"
+            data = few_labels(full, subset, share, seed)
             name = f"{task} {share:g} baseline {seed}"
             if name not in results:
                 results[name] = baseline(open_dataset(data), open_dataset(held_out))
