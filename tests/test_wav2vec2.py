@@ -57,21 +57,6 @@ def test_copies_of_the_target_are_left_out() -> None:
     assert (float(loss), float(accuracy)) == pytest.approx(required, abs=TOLERANCE)
 
 
-def test_steps_of_other_clips_are_distractors_too() -> None:
-    context, targets, distractors = drawn()
-    targets[2, 3] = targets[0, 5]  # the same sound in two clips tells them not apart
-    loss, _ = info_nce(context, targets, distractors, temperature=0.1, crosses_clips=True)
-    losses = []
-    for b, t in np.ndindex(3, 7):
-        own = targets[b, distractors[b, t]]
-        rivals = torch.cat([own, *(targets[other] for other in range(3) if other != b)])
-        rivals = rivals[(rivals != targets[b, t]).any(dim=1)]
-        choices = torch.cat([targets[b, t][None], rivals])
-        logits = torch.cosine_similarity(context[b, t], choices, dim=1) / 0.1
-        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(0)))
-    assert float(loss) == pytest.approx(float(torch.stack(losses).mean()), abs=TOLERANCE)
-
-
 def test_collapsed_targets_have_accuracy_zero_and_finite_gradients() -> None:
     context, targets, distractors = drawn()
     targets = targets[:1, :1].expand(3, 7, 16).clone().requires_grad_()

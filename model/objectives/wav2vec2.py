@@ -28,11 +28,6 @@ class Wav2Vec2Config(BaseModel):
         gt=0,
         description="divides the cosine similarity; no unit (fairseq: `logit_temp`)",
     )
-    crosses_clips: bool = Field(
-        default=False,
-        description="the masked steps of the other clips of the batch are distractors too, all "
-        "of them: a step must then tell what is heard, not only when",
-    )
 
 
 class Wav2Vec2(nn.Module):
@@ -90,11 +85,7 @@ class Wav2Vec2(nn.Module):
         targets = self.target_projection(_take(latents, steps))
         context = encoder.context_encoder(self.hide(latents, mask), padding_mask)
         loss, accuracy = info_nce(
-            _take(context, steps),
-            targets,
-            distractors,
-            temperature=self.config.temperature,
-            crosses_clips=self.config.crosses_clips,
+            _take(context, steps), targets, distractors, temperature=self.config.temperature
         )
         n_valid = mask.numel() if padding_mask is None else (~padding_mask).sum()
         return {
@@ -133,7 +124,6 @@ def info_nce(
     distractors: Int[Tensor, "B M N"],
     *,
     temperature: float,
-    crosses_clips: bool = False,
 ) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
     """Score each context against its target and its distractors, in float32.
 
@@ -146,7 +136,6 @@ def info_nce(
         targets: floating, shape (B, M, D).
         distractors: integer, shape (B, M, N), rows of ``targets`` of the same sample.
         temperature: divides the cosine similarity.
-        crosses_clips: take every row of ``targets`` of the other samples as well.
 
     Returns:
         loss: float32 scalar, in nats; the mean over B * M steps.
@@ -159,14 +148,10 @@ def info_nce(
     """
     with torch.autocast(context.device.type, enabled=False):
         context, targets = context.float(), targets.float()
-        context, directions = F.normalize(context, dim=-1), F.normalize(targets, dim=-1)
-        similarity = context @ directions.mT / temperature
+        similarity = F.normalize(context, dim=-1) @ F.normalize(targets, dim=-1).mT / temperature
         positive = similarity.diagonal(dim1=1, dim2=2)  # (B, M)
         others = similarity.masked_fill(_equal_rows(targets.detach()), -torch.inf)
         negative = others.gather(2, distractors.long())  # (B, M, N)
-        if crosses_clips:
-            foreign = _of_other_clips(context, directions) / temperature
-            negative = torch.cat([negative, foreign], dim=-1)  # (B, M, N + B * M)
         logits = torch.cat([positive[..., None], negative], dim=-1)
         loss = (logits.logsumexp(dim=-1) - positive).mean()
     hardest = negative.detach().amax(dim=-1)
@@ -177,19 +162,6 @@ def info_nce(
 def _equal_rows(x: Float[Tensor, "B M D"]) -> Bool[Tensor, "B M M"]:
     # The largest difference of each pair of rows; exact, and without a (B, M, M, D) array.
     return torch.cdist(x, x, p=torch.inf) == 0
-
-
-def _of_other_clips(
-    context: Float[Tensor, "B M D"], directions: Float[Tensor, "B M D"]
-) -> Float[Tensor, "B M BxM"]:
-    """Compare each context with the targets of all clips, minus infinity with its own clip's."""
-    n_clips, n_masked = context.shape[:2]
-    rows = directions.flatten(0, 1)
-    similarity = context @ rows.T  # (B, M, B * M)
-    is_own = torch.eye(n_clips, dtype=torch.bool, device=rows.device)
-    is_own = is_own.repeat_interleave(n_masked, dim=1)[:, None]  # (B, 1, B * M)
-    is_equal = torch.cdist(rows.detach(), rows.detach(), p=torch.inf) == 0
-    return similarity.masked_fill(is_own | is_equal.view_as(similarity), -torch.inf)
 
 
 def _take(x: Float[Tensor, "B S D"], steps: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
