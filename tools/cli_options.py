@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from typer import Option
 
+if TYPE_CHECKING:
+    import torch
+
 out_console = Console()
 err_console = Console(stderr=True)
+silent_console = Console(quiet=True)
 
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
@@ -34,3 +38,24 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         err_console.print("interrupted; the same command goes on where it was")
         raise typer.Exit(130) from interrupt
+
+
+def choose_device(name: str) -> "torch.device":
+    """Return the device of ``--device``.
+
+    Raises:
+        ValueError: no such device, or it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, found {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"`--device {name}` needs a GPU and torch sees none; see 'melstream doctor'"
+        )
+    return device
