@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[1, 0.33, 0.1], help="of labels")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pretrain-steps", type=int, default=2_500)
-    parser.add_argument("--steps", type=int, default=600, help=STEPS_HELP)
+    parser.add_argument("--steps", type=int, default=450, help=STEPS_HELP)
     arguments = parser.parse_args()
     build(arguments.corpora, arguments.out / "shards", arguments.tasks)
     pretrain(arguments.out / "shards", arguments.out / "pretrain", arguments.pretrain_steps)
