@@ -6,30 +6,39 @@
 `corpora/<task>/eval/<class>` those of a task, split so that no source stands on both sides. An
 encoder learns from all of it but the `eval` folders; labels are not used. For every share of a
 task's labels, the same number per class drawn by each seed, one tagger starts from that encoder
-and one from scratch, on the same clips. The baseline is a logistic regression on statistics of
-each mel band.
+and one from scratch, on the same clips. Logistic regressions tell what is in the features alone:
+of each mel band ("baseline"), of the frozen encoder ("frozen"), and of one that has learnt
+nothing ("untrained").
 
 Every step is a melstream command, printed as it would be typed, and left out where its result is
 there: run the script again and it goes on. `out/results.json` holds all figures.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import shlex
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from melstream.model.encoder import AudioEncoder
 from melstream.model.metrics import tagging_metrics
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.tools.cli import app
+from melstream.tools.model_folder import load_encoder
 
+STARTS = ("baseline", "untrained", "frozen", "scratch", "pre-trained")
 FIGURES = ("balanced_accuracy", "mAP", "accuracy")
 
 PRETRAIN = {
@@ -65,7 +74,9 @@ FROM_ENCODER = {"optim.lr": 1e-3, "finetune.head_lr": 1e-3}
 def melstream(*words: object) -> None:
     """Run a melstream command in this process, and show it."""
     print_line(f"\n$ melstream {shlex.join(str(word) for word in words)}")
-    app([str(word) for word in words], standalone_mode=False)
+    code = app([str(word) for word in words], standalone_mode=False)
+    if code:
+        sys.exit(code)
 
 
 def settings(values: dict[str, object]) -> list[str]:
@@ -137,6 +148,8 @@ def finetune(
     own = {"data.crop_s": crop_s, "train.steps": steps, "train.seed": seed}
     changes = settings(FINETUNE | start | own)
     melstream("finetune", "demo-finetune", *words, *changes)
+    if not (run / "model").exists():
+        sys.exit("stopped; the same command goes on")
 
 
 def evaluate(run: Path, held_out: Path) -> dict[str, float]:
@@ -153,9 +166,10 @@ def labels_of(dataset: Dataset) -> npt.NDArray[np.int32]:
     return dataset.index.label_ids
 
 
-def band_figures(dataset: Dataset) -> npt.NDArray[np.float32]:
+@functools.cache
+def band_figures(path: Path) -> npt.NDArray[np.float32]:
     """Return mean, deviation, maximum and mean change over time of each mel band of each clip."""
-    figures = []
+    dataset, figures = open_dataset(path), []
     for row in range(len(dataset)):
         logmel = dataset.read_logmel(row).astype(np.float32)
         change = np.abs(np.diff(logmel, axis=0, prepend=logmel[:1])).mean(axis=0)
@@ -163,15 +177,42 @@ def band_figures(dataset: Dataset) -> npt.NDArray[np.float32]:
     return np.array(figures).reshape(len(dataset), -1)
 
 
-def baseline(train: Dataset, held_out: Dataset) -> dict[str, float]:
+@functools.cache
+@torch.inference_mode()
+def encoder_figures(path: Path, run: Path, is_trained: bool) -> npt.NDArray[np.float32]:
+    """Return mean and deviation over time of the latents and of every block's output."""
+    encoder, _ = load_encoder(run)
+    if not is_trained:
+        torch.manual_seed(0)
+        untrained = AudioEncoder(encoder.config)
+        untrained.normalizer.load_state_dict(encoder.normalizer.state_dict())
+        encoder = untrained
+    outputs: list[torch.Tensor] = []
+    for module in (encoder.feature_encoder, *encoder.context_encoder.blocks):
+        module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    encoder.eval()
+    dataset, figures = open_dataset(path), []
+    for row in range(len(dataset)):
+        outputs.clear()
+        logmel = dataset.read_logmel(row)
+        n_missing = max(0, encoder.config.stride - len(logmel))  # a step needs as many frames
+        encoder(torch.from_numpy(np.pad(logmel, ((0, n_missing), (0, 0)), mode="edge"))[None])
+        steps = torch.cat(outputs, dim=2)[0]  # (S, channels of all)
+        figures.append(torch.cat([steps.mean(dim=0), steps.std(dim=0, correction=0)]).numpy())
+    return np.stack(figures)
+
+
+def regress(
+    features: Callable[[Path], npt.NDArray[np.float32]], train: Path, held_out: Path
+) -> dict[str, float]:
     """Fit a class-balanced logistic regression and return its figures."""
-    regression = LogisticRegression(max_iter=2_000, class_weight="balanced")
+    regression = LogisticRegression(C=0.1, max_iter=2_000, class_weight="balanced")
     model = make_pipeline(StandardScaler(), regression)
-    model.fit(band_figures(train), labels_of(train))
-    n_classes = len(train.manifest.label_names)
-    scores = np.zeros((len(held_out), n_classes))
-    scores[:, model.classes_] = model.predict_proba(band_figures(held_out))
-    truth = np.eye(n_classes, dtype=bool)[labels_of(held_out)]
+    model.fit(features(train), labels_of(open_dataset(train)))
+    n_classes = len(open_dataset(train).manifest.label_names)
+    truth = np.eye(n_classes, dtype=bool)[labels_of(open_dataset(held_out))]
+    scores = np.zeros(truth.shape)
+    scores[:, model.classes_] = model.predict_proba(features(held_out))
     summary = tagging_metrics(scores, truth, "single_label").summary()
     return {name: summary[name] for name in FIGURES}
 
@@ -180,32 +221,35 @@ def run_task(
     arguments: argparse.Namespace, task: str, results: dict[str, dict[str, float]]
 ) -> None:
     """Train and evaluate everything of a task that is not in the results yet."""
-    out, shards = arguments.out, arguments.out / "shards"
-    full, held_out = shards / task / "train", shards / task / "eval"
-    for seed in arguments.seeds:
-        for share in arguments.shares:
-            subset = shards / task / f"train-{round(100 * share)}-{seed}"
-            data = few_labels(full, subset, share, seed)
-            name = f"{task} {share:g} baseline {seed}"
-            if name not in results:
-                results[name] = baseline(open_dataset(data), open_dataset(held_out))
-            for start, encoder in (("scratch", None), ("pre-trained", out / "pretrain")):
-                name = f"{task} {share:g} {start} {seed}"
-                if name not in results:
-                    run = out / "runs" / name.replace(" ", "-")
-                    began = time.monotonic()
-                    crop_s = CROP_S.get(task, PRETRAIN["data.crop_s"])
-                    finetune(
-                        data,
-                        run,
-                        encoder,
-                        crop_s=crop_s,
-                        seed=seed,
-                        steps=round(arguments.steps * share**0.5),
-                    )
-                    results[name] = evaluate(run, held_out)
-                    results[name]["wall_s"] = round(time.monotonic() - began, 1)
-                (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    shards, encoder = arguments.out / "shards" / task, arguments.out / "pretrain"
+    full, held_out = shards / "train", shards / "eval"
+    features = {
+        "baseline": band_figures,
+        "untrained": lambda path: encoder_figures(path, encoder, False),
+        "frozen": lambda path: encoder_figures(path, encoder, True),
+    }
+    for share, seed in itertools.product(arguments.shares, arguments.seeds):
+        data = few_labels(full, shards / f"train-{round(100 * share)}-{seed}", share, seed)
+        for start in arguments.starts:
+            name = f"{task} {share:g} {start} {seed}"
+            if name in results:
+                continue
+            began = time.monotonic()
+            if start in features:
+                figures = regress(features[start], data, held_out)
+            else:
+                run = arguments.out / "runs" / name.replace(" ", "-")
+                finetune(
+                    data,
+                    run,
+                    encoder if start == "pre-trained" else None,
+                    crop_s=CROP_S.get(task, PRETRAIN["data.crop_s"]),
+                    seed=seed,
+                    steps=round(arguments.steps * share**0.5),
+                )
+                figures = evaluate(run, held_out)
+            results[name] = figures | {"wall_s": round(time.monotonic() - began, 1)}
+            (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def print_table(results: dict[str, dict[str, float]], tasks: list[str]) -> None:
@@ -240,6 +284,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["instruments", "drums", "environment"])
     parser.add_argument("--shares", nargs="+", type=float, default=[1, 0.33, 0.1], help="of labels")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pretrain-steps", type=int, default=2_500)
     parser.add_argument("--steps", type=int, default=450, help=STEPS_HELP)
