@@ -189,6 +189,8 @@ def test_evaluate_prints_and_writes_the_same_figures(
     assert {"mAP", "mAUC", "d_prime", "accuracy", "classes"} <= json.loads(out).keys()
     code, out, _ = melstream(*evaluate)
     assert "weakest first" in out
+    code, out, _ = melstream(*evaluate, "--top", 0)
+    assert (code, "weakest" in out, "mAP" in out) == (0, False, True)
 
 
 def test_doctor_finds_what_works_and_what_does_not(

@@ -186,9 +186,11 @@ def write_report(path: Path, metrics: TaggingMetrics, card: ModelCard) -> None:
 
 
 def print_metrics(metrics: TaggingMetrics, card: ModelCard, console: Console, top: int) -> None:
-    """Print the figures, and the classes from the weakest to the best."""
+    """Print the figures, and ``top`` classes from the weakest on, if any."""
     summary = "  ".join(f"{name} {_figure(value)}" for name, value in metrics.summary().items())
     console.print(summary, highlight=False)
+    if not top:
+        return
     rows = as_json(metrics, card)["classes"]
     measured = [row for row in rows if row["ap"] is not None]
     measured.sort(key=lambda row: row["ap"])
