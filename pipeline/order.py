@@ -121,6 +121,11 @@ class TrainingOrder:
         self._epoch = lru_cache(maxsize=n_held)(self._draw_epoch)
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each data set in every batch: there is one."""
+        return (1.0,)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch, the same on every rank."""
         whole, rest = divmod(self.n_samples, self.config.global_batch_size)

@@ -19,6 +19,14 @@ silent_console = Console(quiet=True)
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
 Data = Annotated[str, Option("--data", metavar="URL", help="A data set made by `melstream build`.")]
+Mixture = Annotated[
+    list[str],
+    Option(
+        "--data",
+        metavar="URL",
+        help="A data set made by `melstream build`; repeatable, see `data.shares`.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     Option(

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from .cli_options import (
     Data,
     Device,
+    Mixture,
     Out,
     Overrides,
     PrintConfig,
@@ -37,7 +38,7 @@ RecipeName = Annotated[str, Argument(help="A packaged recipe, or the path of a T
 @train_app.command()
 def pretrain(
     recipe: RecipeName,
-    data: Data,
+    data: Mixture,
     out: Out,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -47,6 +48,9 @@ def pretrain(
     """Pre-train an encoder on unlabelled log-mels.
 
     Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain`
+
+    A mixture from a bucket: `melstream pretrain pretrain-cf-s --data s3://bucket/audioset --data
+    s3://bucket/fsd50k --set data.shares=[0.9,0.1] --set data.cache.folder=/scratch/cache …`
 
     On several GPUs: `torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream
     pretrain …`

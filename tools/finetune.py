@@ -17,17 +17,23 @@ from ..model.hiding import draw_hidden
 from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
 from ..pipeline.batch import Batch
-from ..pipeline.loader import Loader
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from .distributed import World
 from .evaluate import predict
 from .model_folder import ModelCard, load_encoder, require_features
-from .pretrain import band_statistics, run_config, training_crops, training_order
 from .recipe import FinetuneRecipe
 from .run_folder import HEADLINE, claim_run
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
+from .training_data import (
+    band_statistics,
+    open_data,
+    run_config,
+    training_crops,
+    training_loader,
+    training_order,
+)
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
@@ -80,23 +86,23 @@ def finetune(
     """
     world = world or World(device)
     require_wandb(recipe.train.wandb_project)
-    dataset = open_dataset(data)
+    (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
     held_out = dataset if part is not None else None if valid is None else open_dataset(valid)
     if held_out is not None:
         _require_same_labels(held_out, dataset)
-    torch.manual_seed(recipe.train.seed)
-    encoder, history = _body(recipe, dataset, encoder_path)
-    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(world.device)
-    card = _card(recipe, dataset, encoder, history)
     order = training_order(
-        dataset,
+        [dataset],
         recipe.data,
         seed=recipe.train.seed,
         min_frames=1,
         console=console,
         chosen=None if part is None else part.train,
     )
+    torch.manual_seed(recipe.train.seed)
+    encoder, history = _body(recipe, dataset, encoder_path)
+    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(world.device)
+    card = _card(recipe, dataset, encoder, history)
     crops = training_crops(
         recipe.data,
         card.features,
@@ -104,13 +110,15 @@ def finetune(
         mask=None,
         seed=recipe.train.seed,
     )
-    config = run_config(recipe.model_dump(mode="json"), dataset)
+    loader = training_loader(
+        [dataset], order, crops, config=recipe.data, world=world, console=console
+    )
+    config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
     resume = resume or world.n_restarts > 0
     world.on_main(lambda: claim_run(out, config, resume=resume))
     rows = None if part is None else part.held_out
     learner = _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world))
-    loader = Loader(dataset, order, crops, rank=world.rank, world_size=world.size)
     trainer = Trainer(
         learner,
         order,
@@ -221,7 +229,7 @@ def _body(
     if path is None:
         config = recipe.model.encoder_config(dataset.manifest.features.n_mels)
         encoder = AudioEncoder(config.model_copy(update=changes))
-        encoder.normalizer.set_statistics(*band_statistics(dataset))
+        encoder.normalizer.set_statistics(*band_statistics([dataset]))
         return encoder, ()
     encoder, card = load_encoder(path, changes)
     require_features(card, dataset.manifest, dataset.url)

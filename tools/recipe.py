@@ -20,7 +20,9 @@ from ..model.hiding import HidingConfig
 from ..model.optim import OptimConfig
 from ..model.tagger import TaggerConfig
 from ..pipeline.masks import MaskConfig
+from ..pipeline.shard_cache import CacheConfig
 from ..pipeline.weights import WeightConfig
+from ..shards.storage import DEFAULT_TIMEOUT_S
 from .health import HealthConfig
 
 
@@ -43,6 +45,18 @@ class DataConfig(_Section):
     )
     weights: WeightConfig | None = Field(
         default=None, description="class-balanced sampling; none = each clip once per epoch"
+    )
+    shares: tuple[float, ...] | None = Field(
+        default=None,
+        description="share of each --data in every batch, in their order; none = by their clips",
+    )
+    cache: CacheConfig = Field(
+        default=CacheConfig(), description="how data sets in an object store are read"
+    )
+    timeout_s: float = Field(
+        default=DEFAULT_TIMEOUT_S,
+        gt=0,
+        description="longest wait for an object store, retries included, in seconds",
     )
 
 

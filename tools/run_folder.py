@@ -35,6 +35,8 @@ FREE_TO_CHANGE = (
     "accumulate",
     "checkpoints_activations",
     "health",
+    "cache",
+    "timeout_s",
 )
 """Fields of a recipe that may differ when a run is resumed: they change no batch and no aim.
 

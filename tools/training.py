@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..pipeline.batch import Batch, on_device
 from ..pipeline.loader import Loader
-from ..pipeline.order import TrainingOrder
 from ..shards.errors import MelstreamError
 from .distributed import Agreement, World
 from .health import Circumstances, DeadRunError, find_illness
@@ -32,6 +31,7 @@ from .run_folder import MODEL_NAME
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
+from .training_data import RunOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Trainer:
     def __init__(
         self,
         learner: Learner,
-        order: TrainingOrder,
+        order: RunOrder,
         loader: Loader,
         *,
         recipe: Recipe,
