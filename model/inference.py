@@ -93,7 +93,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> "AudioMod
         card = _Card.model_validate(saved.card)
     except ValidationError as error:
         raise CheckpointError(
-            f"{saved.path / 'model.json'} is not a model card: {error}"
+            f"{saved.path / 'model.json'} is not a model card: {error}", path=saved.path
         ) from error
     encoder = AudioEncoder(card.encoder)
     tagger = None
