@@ -103,6 +103,9 @@ class Convolution(nn.Module):
         self.depthwise = nn.Conv2d(
             dim, dim, (1, kernel_size), padding=(0, kernel_size // 2), groups=dim
         )
+        # Channels last, as its gradient comes, or DistributedDataParallel copies and warns.
+        weight = self.depthwise.weight
+        weight.data = weight.data.as_strided(weight.shape, (kernel_size, 1, kernel_size, 1))
         self.sample_norm = SampleNorm(dim)
         self.mix = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
