@@ -181,6 +181,6 @@ def test_windows_of_one_recording_in_two_splits_are_a_leak(tmp_path: Path) -> No
 def test_a_remedy_works(tmp_path: Path, fault: Fault, selection: Selection) -> None:
     dataset = write(tmp_path / "set", fault(clean()))
     (warning,) = inspect_dataset(dataset).warnings
-    assert str(selection).replace("--where ", "") in warning.remedy.replace("'", "")
+    assert str(selection).replace("--where ", "") in warning.remedy.replace('"', "")
     mended = subset(dataset, open_storage(tmp_path / "new"), selection, lambda done, note: None)
     assert inspect_dataset(open_dataset(mended.url)).warnings == ()

@@ -4,6 +4,7 @@ Each rule looks at an ``Inspection`` and finds one thing or none; the thresholds
 careful maker of data sets would want to be told of, and stand here with their reasons.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -78,7 +79,7 @@ def _duplicates(found: Inspection) -> Finding | None:
         code="duplicates",
         message=f"{found.duplicates.n_redundant:,} samples ({percent(share)}) have exactly the "
         f"audio of another, such as {_named(found.duplicates.examples[0][:2])}",
-        remedy=f"melstream subset {found.url} --out NEW --drop-duplicates",
+        remedy="leave them out: " + _subset(found, "--drop-duplicates"),
     )
 
 
@@ -90,7 +91,7 @@ def _silent(found: Inspection) -> Finding | None:
         code="silent",
         message=f"{flag.n_samples:,} samples ({percent(flag.share)}) are nearly silent: "
         f"{percent(SILENT)} of them or more is under -60 dBFS",
-        remedy=f"melstream subset {found.url} --out NEW --where 'silence_share<{SILENT}'",
+        remedy="leave them out: " + _subset(found, f'--where "silence_share<{SILENT}"'),
     )
 
 
@@ -105,8 +106,7 @@ def _narrow_band(found: Inspection) -> Finding | None:
         f"{limit_hz:,.0f} Hz, the features reach to {fmax:,.0f} Hz: telephones, low sample "
         "rates, lossy files, or sounds that are dull",
         remedy="where they differ by class, or from what the model will hear, it learns the "
-        f"recorder; 'melstream subset {found.url} --out NEW --where bandwidth_hz>{limit_hz:.0f}' "
-        "leaves them out",
+        "recorder; leave them out: " + _subset(found, f'--where "bandwidth_hz>{limit_hz:.0f}"'),
     )
 
 
@@ -127,8 +127,8 @@ def _short_shards(found: Inspection) -> Finding | None:
         code="short_shards",
         message=f"{len(short):,} of {len(found.shards):,} shards hold far fewer samples than the "
         f"median of {n_samples:,.0f}: {_named(short)}",
-        remedy="if a build was cut or files were missing, build again; otherwise 'melstream subset "
-        f"{found.url} --out NEW' cuts all shards evenly",
+        remedy="if a build was cut or files were missing, build again; otherwise cut all shards "
+        "evenly: " + _subset(found),
     )
 
 
@@ -152,8 +152,8 @@ def _unlabelled(found: Inspection) -> Finding | None:
     return Finding(
         code="unlabelled",
         message=f"{found.n_unlabelled:,} samples ({percent(share)}) have no label, the others do",
-        remedy="they count as negatives of every class when a tagger is trained; leave them out "
-        f"with 'melstream subset {found.url} --out NEW --where n_labels>=1'",
+        remedy="they count as negatives of every class when a tagger is trained; leave them "
+        "out: " + _subset(found, '--where "n_labels>=1"'),
     )
 
 
@@ -180,8 +180,8 @@ def _clipped(found: Inspection) -> Finding | None:
         code="clipped",
         message=f"{flag.n_samples:,} samples ({percent(flag.share)}) are overdriven: "
         f"{percent(CLIPPED)} of their waveform or more is at full scale",
-        remedy="if what the model will hear is not, leave them out: 'melstream subset "
-        f"{found.url} --out NEW --where clipped_share<{CLIPPED}'",
+        remedy="if what the model will hear is not, leave them out: "
+        + _subset(found, f'--where "clipped_share<{CLIPPED}"'),
     )
 
 
@@ -210,6 +210,11 @@ def _dead_bands(found: Inspection) -> Finding | None:
         message=f"{len(dead)} of {len(found.bands.std)} mel bands hardly change: {named}",
         remedy="they carry nothing; choose fmin, fmax and n_mels that fit what was recorded",
     )
+
+
+def _subset(found: Inspection, options: str = "") -> str:
+    """Write a command that a shell takes as it is."""
+    return f"melstream subset {shlex.quote(found.url)} --out NEW {options}".rstrip()
 
 
 def _named(names: Sequence[str]) -> str:
