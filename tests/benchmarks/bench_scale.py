@@ -1,4 +1,4 @@
-"""Plan, assemble and open a data set of millions of made-up clips: time and peak memory.
+"""Plan, assemble, open and inspect a data set of millions of made-up clips: time, peak memory.
 
     python tests/benchmarks/bench_scale.py [--clips 2000000] [--json]
 
@@ -157,9 +157,23 @@ def open_step(n_clips: int, folder: Path) -> dict[str, float]:
     return figures | {"columns_s": time.perf_counter() - start, "columns_mb": memory_mb()}
 
 
+def inspect_step(n_clips: int, folder: Path) -> dict[str, float]:
+    """Say what there is to say about the data set, imports included."""
+    start = time.perf_counter()
+    from melstream.shards.dataset import open_dataset
+    from melstream.tools.inspect import inspect_dataset
+
+    found = inspect_dataset(open_dataset(str(folder)))
+    assert found.totals.n_samples == n_clips
+    return {"inspect_s": time.perf_counter() - start, "inspect_mb": memory_mb()}
+
+
 def memory_mb() -> float:
     """Return the peak memory of this process so far, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024 / 1e6
+
+
+STEPS = {"assemble": assemble_step, "open": open_step, "inspect": inspect_step}
 
 
 def run_step(name: str, n_clips: int, folder: Path) -> dict[str, float]:
@@ -172,12 +186,11 @@ def main() -> None:
     """Run every step and print the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--clips", type=int, default=2_000_000)
-    parser.add_argument("--step", choices=("assemble", "open"))
+    parser.add_argument("--step", choices=STEPS)
     parser.add_argument("folder", nargs="?", type=Path)
     options = parser.parse_args()
     if options.step:
-        step = assemble_step if options.step == "assemble" else open_step
-        sys.stdout.write(json.dumps(step(options.clips, options.folder)))
+        sys.stdout.write(json.dumps(STEPS[options.step](options.clips, options.folder)))
         return
     with tempfile.TemporaryDirectory(prefix="melstream-scale-") as place:
         folder = Path(place) / "data"
@@ -187,6 +200,7 @@ def main() -> None:
         figures["index_mb"] = index / 1e6
         figures["manifest_mb"] = (folder / "dataset.json").stat().st_size / 1e6
         figures |= run_step("open", options.clips, folder)
+        figures |= run_step("inspect", options.clips, folder)
     figures["plan_bytes_per_clip"] = (
         (figures["plan_mb"] - figures["start_mb"]) * 1e6 / options.clips
     )
