@@ -173,7 +173,7 @@ def test_the_theme_follows_the_system_until_it_is_chosen(opened: "WatchedPage") 
     plot = "document.querySelector('[data-plot=classes]')._fullLayout.paper_bgcolor"
     dark = opened.ask(background), opened.ask(plot)
     page.emulate_media(color_scheme="light")
-    page.wait_for_function("document.documentElement.dataset.theme === 'light'")
+    page.locator("html[data-theme=light]").wait_for()
     light = opened.ask(background), opened.ask(plot)
     assert light[0] != dark[0]
     assert light[1] == "#ffffff" != dark[1]
@@ -206,8 +206,11 @@ def test_audio_and_pictures_are_those_of_the_clips(opened: "WatchedPage", hostil
     row = 7
     card = opened.page.locator(".clip", has_text=hostile.key(row))
     audio = card.locator("audio").element_handle()
-    opened.page.wait_for_function("(audio) => audio.duration > 0", arg=audio)
-    duration_s = opened.ask("(audio) => audio.duration", audio)
+    duration_s = opened.ask(
+        "(audio) => audio.duration || new Promise((resolve) => "
+        "audio.addEventListener('loadedmetadata', () => resolve(audio.duration)))",
+        audio,
+    )
     assert duration_s == pytest.approx(float(hostile.index.duration_s[row]), abs=1e-3)
     image = card.locator("img").get_attribute("src") or ""
     assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
