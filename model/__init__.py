@@ -1,12 +1,15 @@
 """From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
 
-Everything here takes tensors or arrays; only ``checkpoint`` touches files. Nothing of
-``shards`` or ``pipeline`` is imported: the batch is the contract.
+Everything here takes tensors or arrays; only ``checkpoint`` and ``inference`` touch files.
+Nothing of ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 
+from .augment import AugmentConfig, augment
+from .averaging import WeightAverage, average_states
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
+    DamagedCheckpointError,
     SavedModel,
     latest_checkpoint,
     load_checkpoint,
@@ -14,6 +17,7 @@ from .checkpoint import (
     prune_checkpoints,
     save_checkpoint,
     save_model,
+    set_aside,
 )
 from .encoder import (
     PRESETS,
@@ -23,6 +27,9 @@ from .encoder import (
     EncoderConfig,
     FeatureEncoder,
 )
+from .hiding import HidingConfig, draw_hidden
+from .inference import AudioModel, Embeddings, Tags, load
+from .logmel import FeatureConfig, TorchLogMel
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
 from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
 from .optim import (
@@ -33,6 +40,7 @@ from .optim import (
     set_learning_rate,
 )
 from .pretraining import PretrainingModel
+from .quantizer import GumbelQuantizer, QuantizerConfig
 from .tagger import Tagger, TaggerConfig
 from .torchaudio_names import convert_torchaudio_state
 
@@ -40,32 +48,48 @@ __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "AudioEncoder",
+    "AudioModel",
+    "AugmentConfig",
     "BandNormalizer",
     "Checkpoint",
     "CheckpointError",
     "ContextEncoder",
+    "DamagedCheckpointError",
+    "Embeddings",
     "EncoderConfig",
+    "FeatureConfig",
     "FeatureEncoder",
+    "GumbelQuantizer",
+    "HidingConfig",
     "OptimConfig",
     "PretrainingModel",
+    "QuantizerConfig",
     "SavedModel",
     "Tagger",
     "TaggerConfig",
     "TaggingMetrics",
+    "Tags",
+    "TorchLogMel",
     "Wav2Vec2",
     "Wav2Vec2Config",
+    "WeightAverage",
+    "augment",
+    "average_states",
     "build_objective",
     "build_optimizer",
     "convert_torchaudio_state",
     "d_prime",
+    "draw_hidden",
     "latest_checkpoint",
     "learning_rate",
+    "load",
     "load_checkpoint",
     "load_model_file",
     "parameter_groups",
     "prune_checkpoints",
     "save_checkpoint",
     "save_model",
+    "set_aside",
     "set_learning_rate",
     "tagging_metrics",
 ]

@@ -2,8 +2,9 @@
 
     step-000200/                a checkpoint
       model.safetensors         weights
-      optimizer.pt              optimiser and random state: tensors in plain containers
-      checkpoint.json           step, the trainer's own dict, sha256 of the other two
+      average.safetensors       their moving average, where the run keeps one
+      optimizer.pt              optimiser state: tensors in plain containers
+      checkpoint.json           step, the trainer's own dict, sha256 of the other files
 
     any-name/                   a finished model
       model.safetensors
@@ -12,6 +13,7 @@
 Folders are whole if they exist (``atomic_folder``), their files are checked against
 their sums before anything is read from them, and nothing is unpickled: weights are
 safetensors, and ``torch.load`` reads ``optimizer.pt`` with ``weights_only=True``.
+There is no random state in it: what training draws depends on the step alone.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,7 +37,7 @@ from .atomic_folder import atomic_folder, clear_leftovers, remove_folder
 
 FORMAT_VERSION = 1
 
-_WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.pt"
+_WEIGHTS, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.pt"
 _CHECKPOINT, _CARD = "checkpoint.json", "model.json"
 _MAX_JSON_BYTES = 64 * 2**20  # more than any card or config; bounds what is parsed
 # Exact types: a NumPy number is a float too, but would be pickled as a class.
@@ -70,13 +72,22 @@ class CheckpointError(OSError):
     An ``OSError``, since it is about files: who reports those reports it too.
 
     Args:
-        message: file, reason, remedy.
+        reason: what was required of which file, and what was found.
+        remedy: what to do.
         path: the folder.
     """
 
-    def __init__(self, message: str, *, path: Path) -> None:
-        super().__init__(message)
-        self.path = path
+    def __init__(self, reason: str, remedy: str, path: Path) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy, self.path = reason, remedy, path
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, Path]]:
+        """Pickle by its parts: what one process of a run finds, all of them raise."""
+        return type(self), (self.reason, self.remedy, self.path)
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Files are missing, short or altered: an earlier checkpoint of the run may still be whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,8 @@ class Checkpoint:
     model_state: dict[str, Tensor]
     optimizer_state: dict[str, Any]
     """As torch's optimisers give and take it: hence ``Any``."""
-    rng_state: dict[str, Tensor]
+    average_state: dict[str, Tensor] | None
+    """The moving average of the weights; None where the run keeps none."""
     meta: dict[str, Any]
     """The trainer's own dict, as JSON gives it back: tuples became lists."""
 
@@ -110,8 +122,8 @@ def save_checkpoint(
     *,
     model_state: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Any],
-    rng_state: Mapping[str, Tensor],
     meta: Mapping[str, Any],
+    average_state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint; it stands under its name only when it is on the disk whole.
 
@@ -122,8 +134,8 @@ def save_checkpoint(
         step: optimiser steps done, 0 or more; a checkpoint of the same step is replaced.
         model_state: weights by name, on any device.
         optimizer_state: tensors, numbers, strings, None, in dicts, lists and tuples.
-        rng_state: states of random generators by name.
         meta: whatever else the run needs to resume, as JSON can hold it.
+        average_state: the moving average of the weights by name; None: there is none.
 
     Returns:
         The checkpoint's folder.
@@ -132,18 +144,26 @@ def save_checkpoint(
         ValueError: a negative step.
         TypeError: a value that could not be read back without unpickling, or that
             JSON cannot hold.
+        CheckpointError: it cannot be written, the disk is full for example; what stood
+            in ``root`` before still does.
     """
     if step < 0:
         raise ValueError(f"`step` must be 0 or more, found {step}")
-    state = {"optimizer": dict(optimizer_state), "rng": dict(rng_state)}
+    state = {"optimizer": dict(optimizer_state)}
     _check_plain(state, "state")
-    root.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(root)
     path = root / f"step-{step:06d}"
-    with atomic_folder(path) as folder:
-        _write_weights(folder, model_state)
-        torch.save(state, folder / _OPTIMIZER)
-        _write_json(folder, _CHECKPOINT, {"step": step, "meta": dict(meta)})
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(root)
+        with atomic_folder(path) as folder:
+            _write_weights(folder / _WEIGHTS, model_state)
+            if average_state is not None:
+                _write_weights(folder / _AVERAGE, average_state)
+            torch.save(state, folder / _OPTIMIZER)
+            _write_json(folder, _CHECKPOINT, {"step": step, "meta": dict(meta)})
+    # torch and safetensors report a full disk by errors of their own
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}", _kept(root), path) from error
     return path
 
 
@@ -157,20 +177,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         The checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, of another format version, or holds
-            something that would have to be unpickled; the message names the file and
-            the latest earlier checkpoint.
+        DamagedCheckpointError: a file is missing, short or altered.
+        CheckpointError: it is of another format version, or holds something that would
+            have to be unpickled. Either message names the file and the latest earlier
+            checkpoint.
     """
     remedy = _earlier_checkpoint(path)
     document = _read_json(path, _CHECKPOINT, _CheckpointFile, remedy=remedy)
-    _check_sums(path, document.sha256, _WEIGHTS, _OPTIMIZER, remedy=remedy)
-    state = _read_state(path, remedy=remedy)
+    has_average = _AVERAGE in document.sha256
+    names = (_WEIGHTS, _OPTIMIZER, *([_AVERAGE] if has_average else []))
+    _check_sums(path, document.sha256, *names, remedy=remedy)
     return Checkpoint(
         path=path,
         step=document.step,
-        model_state=_read_weights(path, remedy=remedy),
-        optimizer_state=state["optimizer"],
-        rng_state=state["rng"],
+        model_state=_read_weights(path / _WEIGHTS, remedy=remedy),
+        optimizer_state=_read_optimizer(path, remedy=remedy),
+        average_state=_read_weights(path / _AVERAGE, remedy=remedy) if has_average else None,
         meta=document.meta,
     )
 
@@ -178,6 +200,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def latest_checkpoint(root: Path) -> Path | None:
     """Find the checkpoint with the most steps; None where there is none, or no ``root``."""
     return max(_steps(root).items(), default=(0, None))[1]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that it is neither found nor pruned any more.
+
+    Returns:
+        Its new place, ``refused-step-…`` beside the others; an older one there is replaced.
+    """
+    aside = path.with_name(f"refused-{path.name}")
+    if aside.exists():
+        remove_folder(aside)
+    return path.rename(aside)
 
 
 def prune_checkpoints(root: Path, keep_last: int, keep: Collection[Path] = ()) -> None:
@@ -222,7 +256,7 @@ def save_model(folder: Path, model_state: Mapping[str, Tensor], card: Mapping[st
             "give another name"
         )
     with atomic_folder(folder) as writing:
-        _write_weights(writing, model_state)
+        _write_weights(writing / _WEIGHTS, model_state)
         _write_json(writing, _CARD, {"card": dict(card)})
     return folder
 
@@ -242,7 +276,7 @@ def load_model_file(folder: Path) -> SavedModel:
     remedy = "copy or export the model again"
     document = _read_json(folder, _CARD, _ModelFile, remedy=remedy)
     _check_sums(folder, document.sha256, _WEIGHTS, remedy=remedy)
-    return SavedModel(folder, _read_weights(folder, remedy=remedy), document.card)
+    return SavedModel(folder, _read_weights(folder / _WEIGHTS, remedy=remedy), document.card)
 
 
 def _steps(root: Path) -> dict[int, Path]:
@@ -258,12 +292,19 @@ def _earlier_checkpoint(path: Path) -> str:
     earlier = [step for step in steps if name is None or step < int(name[1])]
     if not earlier:
         return f"no earlier checkpoint is in {path.parent}: start the run again"
-    return f"resume from {steps[max(earlier)]}, the latest one before it"
+    before = f"the one before it is {steps[max(earlier)]}"
+    return f"{before}; to go on from there: rm -r {path}" if path.exists() else before
 
 
-def _write_weights(folder: Path, model_state: Mapping[str, Tensor]) -> None:
+def _kept(root: Path) -> str:
+    latest = latest_checkpoint(root)
+    kept = "there is none before it" if latest is None else f"{latest} is whole"
+    return f"{kept}; make room and go on with --resume"
+
+
+def _write_weights(file: Path, model_state: Mapping[str, Tensor]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
-    save_file(tensors, folder / _WEIGHTS)
+    save_file(tensors, file)
 
 
 def _write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
@@ -279,14 +320,15 @@ def _read_json(path: Path, name: str, kind: type[_Document], *, remedy: str) -> 
             raise ValueError(f"it must have at most {_MAX_JSON_BYTES} bytes")
         content = json.loads(file.read_bytes())
         version = content.pop("format_version", None) if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"its format version must be {FORMAT_VERSION}, found {version!r}; if it is newer, "
-                "read it with the melstream that wrote it"
-            )
-        return kind.model_validate(content)
+        if version == FORMAT_VERSION:
+            return kind.model_validate(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}; {remedy}", path=path) from error
+        raise DamagedCheckpointError(f"cannot read {file}: {error}", remedy, path) from error
+    raise CheckpointError(
+        f"cannot read {file}: its format version must be {FORMAT_VERSION}, found {version!r}",
+        f"if it is newer, read it with the melstream that wrote it; {remedy}",
+        path,
+    )
 
 
 def _check_sums(path: Path, sums: Mapping[str, str], *names: str, remedy: str) -> None:
@@ -294,31 +336,30 @@ def _check_sums(path: Path, sums: Mapping[str, str], *names: str, remedy: str) -
         file = path / name
         found = _sha256(file) if file.is_file() else "no such file"
         if found != sums.get(name):
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{file} must have the sha256 {sums.get(name)}, found {found}: it is damaged or "
-                f"altered; {remedy}",
-                path=path,
+                "altered",
+                remedy,
+                path,
             )
 
 
-def _read_weights(path: Path, *, remedy: str) -> dict[str, Tensor]:
-    file = path / _WEIGHTS
+def _read_weights(file: Path, *, remedy: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"cannot read {file}: {error}; {remedy}", path=path) from error
+        raise CheckpointError(f"cannot read {file}: {error}", remedy, file.parent) from error
 
 
-def _read_state(path: Path, *, remedy: str) -> dict[str, Any]:
+def _read_optimizer(path: Path, *, remedy: str) -> dict[str, Any]:
     file = path / _OPTIMIZER
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: state[name] for name in ("optimizer", "rng")}
+        return torch.load(file, map_location="cpu", weights_only=True)["optimizer"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError) as error:
         raise CheckpointError(
-            f"{file} must hold `optimizer` and `rng`, tensors in plain containers, and was "
-            f"refused; {remedy}",
-            path=path,
+            f"{file} must hold `optimizer`, tensors in plain containers, and was refused",
+            remedy,
+            path,
         ) from error
 
 

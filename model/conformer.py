@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .dropout import Dropout, attention, silu_dropout_linear
+
 
 class ConformerBlock(nn.Module):
     """Half a feed-forward module, convolution, attention, the other half, layer norm.
@@ -60,10 +62,10 @@ class ConformerBlock(nn.Module):
         Returns:
             Floating, shape (B, S, D); what stands on padding means nothing.
         """
-        x = x + 0.5 * self.first_ffn(x)
+        x = torch.add(x, self.first_ffn(x), alpha=0.5)
         x = x + self.convolution(x, padding_mask if self._hides_padding else None)
         x = x + self.attention(x, padding_mask)
-        x = x + 0.5 * self.second_ffn(x)
+        x = torch.add(x, self.second_ffn(x), alpha=0.5)
         return self.norm(x)
 
 
@@ -75,12 +77,13 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.widen = nn.Linear(dim, ffn_dim)
         self.narrow = nn.Linear(ffn_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Transform each step by itself."""
-        x = self.dropout(F.silu(self.widen(self.norm(x))))
-        return self.dropout(self.narrow(x))
+        dropout = self.dropout.p if self.training else 0.0
+        x = self.widen(self.norm(x))
+        return self.dropout(silu_dropout_linear(x, self.narrow, dropout=dropout))
 
 
 class Convolution(nn.Module):
@@ -102,7 +105,7 @@ class Convolution(nn.Module):
         )
         self.sample_norm = SampleNorm(dim)
         self.mix = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None = None
@@ -153,7 +156,7 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # As nn.MultiheadAttention, which the reference uses, starts them.
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
@@ -165,11 +168,11 @@ class SelfAttention(nn.Module):
         """Gather from every step that is not padding."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, S, 3, H, D/H)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D/H)
-        gathered = F.scaled_dot_product_attention(
+        gathered = attention(
             query,
             key,
             value,
-            attn_mask=None if padding_mask is None else ~padding_mask[:, None, None, :],
-            dropout_p=self.dropout.p if self.training else 0.0,
+            is_valid=None if padding_mask is None else ~padding_mask,
+            dropout=self.dropout.p if self.training else 0.0,
         )
         return self.dropout(self.out(gathered.transpose(1, 2).flatten(2)))

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .conformer import ConformerBlock
+from .dropout import Dropout
 
 
 class EncoderConfig(BaseModel):
@@ -39,6 +41,17 @@ class EncoderConfig(BaseModel):
         default=15, gt=0, description="depthwise kernel of the other blocks, in latent steps; odd"
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="probability of a zero in training")
+    layer_drop: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a block does nothing for a sample, in training",
+    )
+    checkpoints_activations: bool = Field(
+        default=False,
+        description="compute the blocks again in the backward pass instead of keeping what is "
+        "inside them: less memory, a third more work",
+    )
     hides_padding: bool = Field(
         default=True,
         description="padding enters no convolution and no norm, so that a clip gives the same "
@@ -90,14 +103,23 @@ class AudioEncoder(nn.Module):
         self,
         logmel: Float[Tensor, "B T n_mels"],
         n_frames: Int[Tensor, " B"] | None = None,
+        hidden: Bool[Tensor, "B S latent_dim"] | None = None,
     ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"] | None]:
-        """Encode log-mel frames that nobody masked; see ``latents`` for the arguments.
+        """Encode log-mel frames; masking for an objective is the objective's business.
+
+        Args:
+            logmel: as in ``latents``.
+            n_frames: as in ``latents``.
+            hidden: bool, shape (B, S, latent_dim), of ``draw_hidden``: latents that are
+                set to zero while fine-tuning. None: none.
 
         Returns:
             context: floating, shape (B, S, D); what stands on padding means nothing.
             padding_mask: bool, shape (B, S), True = padding; None if ``n_frames`` is.
         """
         latents, padding_mask = self.latents(logmel, n_frames)
+        if hidden is not None:
+            latents = latents.masked_fill(hidden, 0.0)
         return self.context_encoder(latents, padding_mask), padding_mask
 
     def latents(
@@ -212,14 +234,21 @@ class FeatureEncoder(nn.Module):
 class ContextEncoder(nn.Module):
     """Project latents to the model width and run the conformer blocks.
 
+    In training a block may be dropped (LayerDrop, Fan et al. 2019, arXiv:1909.11556),
+    here for each sample by itself. It is computed nevertheless and then not taken, so
+    that every step has the same graph and gives every parameter a gradient:
+    ``DistributedDataParallel`` and ``torch.compile`` see nothing of it. It regularises
+    and saves no time.
+
     Args:
         config: the sizes.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.projection = nn.Linear(config.latent_dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ConformerBlock(
                 config.dim,
@@ -248,8 +277,29 @@ class ContextEncoder(nn.Module):
         """
         context = self.dropout(self.projection(latents))
         for block in self.blocks:
-            context = block(context, padding_mask)
+            context = self._drop(self._run(block, context, padding_mask), context)
         return context
+
+    def _run(
+        self,
+        block: nn.Module,
+        context: Float[Tensor, "B S D"],
+        padding_mask: Bool[Tensor, "B S"] | None,
+    ) -> Float[Tensor, "B S D"]:
+        if self.config.checkpoints_activations and torch.is_grad_enabled():
+            output = checkpoint(block, context, padding_mask, use_reentrant=False)
+            assert output is not None
+            return output
+        return block(context, padding_mask)
+
+    def _drop(
+        self, output: Float[Tensor, "B S D"], context: Float[Tensor, "B S D"]
+    ) -> Float[Tensor, "B S D"]:
+        """Take a block's output, or for some samples what went in."""
+        if not (self.training and self.config.layer_drop):
+            return output
+        draws = torch.rand(len(output), 1, 1, device=output.device)
+        return torch.where(draws < self.config.layer_drop, context, output)
 
 
 def _padding_mask(lengths: Int[Tensor, " B"], max_length: int) -> Bool[Tensor, "B max_length"]:

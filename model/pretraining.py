@@ -1,5 +1,6 @@
 """Encoder and objective as one module: what pre-training wraps, compiles and saves."""
 
+import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 
@@ -21,6 +22,17 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.objective = objective
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    step: Tensor
+
+    def set_step(self, step: int) -> None:
+        """Tell the objective which optimiser step comes, from 0; does not wait for the device.
+
+        What an objective anneals is a function of this number alone, so a run that
+        resumes at a step sets it and goes on as it would have.
+        """
+        self.step.fill_(step)
 
     def forward(
         self,
@@ -41,5 +53,10 @@ class PretrainingModel(nn.Module):
             float32 scalars.
         """
         return self.objective(
-            self.encoder, logmel=logmel, n_frames=n_frames, mask=mask, distractors=distractors
+            self.encoder,
+            logmel=logmel,
+            n_frames=n_frames,
+            mask=mask,
+            distractors=distractors,
+            step=self.step,
         )

@@ -84,18 +84,21 @@ class Tagger(nn.Module):
         self,
         logmel: Float[Tensor, "B T n_mels"],
         n_frames: Int[Tensor, " B"] | None = None,
+        hidden: Bool[Tensor, "B S latent_dim"] | None = None,
     ) -> Float32[Tensor, "B n_classes"]:
         """Give one logit per sample and class.
 
         Args:
             logmel: float16 or float32, shape (B, T, n_mels), not normalised.
             n_frames: integer, shape (B,): valid log-mel frames. None: all.
+            hidden: bool, shape (B, S, latent_dim), of ``draw_hidden``: latents to set to
+                zero. None: none.
 
         Returns:
             logits: float32, shape (B, n_classes); what they mean is the task's,
             see ``scores``.
         """
-        return self.head(*self.encoder(logmel, n_frames))
+        return self.head(*self.encoder(logmel, n_frames, hidden))
 
     def loss(
         self, logits: Float[Tensor, "B n_classes"], labels: Float[Tensor, "B n_classes"]

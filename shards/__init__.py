@@ -4,6 +4,7 @@
     >>> dataset = shards.open("audioset/train")  # doctest: +SKIP
     >>> dataset.index.n_frames.mean(), dataset.read_logmel(0).shape  # doctest: +SKIP
     (987.3, (1001, 64))
+    >>> dataset.to_pandas().explode("labels").groupby("labels").duration_s.sum()  # doctest: +SKIP
 
 ``FORMAT.md`` beside this file describes every file of a data set.
 """

@@ -9,7 +9,7 @@ one, we see an error.
 import mmap
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ import xxhash
 from pydantic import ValidationError
 
 from .errors import DatasetError, ShardError
-from .index import Index, read_index
+from .index import Index, read_counts, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
 from .storage import Storage, open_storage
 from .writer import SampleInfo
+
+if TYPE_CHECKING:
+    import pandas
 
 MAX_MAPPED = 256  # shards mapped at once: each takes a file descriptor, 1,024 are usual
 MAX_FETCHED = 2  # shards of an object store held at once, about 256 MB each
@@ -32,15 +35,18 @@ class Dataset:
     Args:
         storage: where ``dataset.json`` lies.
         manifest: its content.
+        reads_ranges: read the bytes that are asked for, not whole shards, of an object store:
+            for a few samples here and there.
 
     Attributes:
         storage, manifest: as given.
         index: one row per sample; rows are the numbers the methods below take.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest, *, reads_ranges: bool = False) -> None:
         self.storage = storage
         self.manifest = manifest
+        self._reads_ranges = reads_ranges and storage.folder is None
         n_held = MAX_FETCHED if storage.folder is None else MAX_MAPPED
         self._hold = lru_cache(n_held)(partial(_shard_bytes, storage, manifest))
 
@@ -71,8 +77,31 @@ class Dataset:
             name=manifest.index_name,
         )
 
+    @cached_property
+    def logmel_counts(self) -> npt.NDArray[np.int64] | None:
+        """Frames by mel band and code over the whole set, shape (n_mels, 256), if recorded."""
+        return read_counts(
+            self.storage,
+            n_mels=self.manifest.features.n_mels,
+            n_frames=int(self.index.n_frames.sum(dtype=np.int64)),
+            name=self.manifest.index_name,
+        )
+
     def __len__(self) -> int:
         return self.manifest.n_samples
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the index as a frame: a row per sample by key, names in place of numbers.
+
+        ``shard`` and ``split`` are categories, ``labels`` a tuple of class names; the other
+        columns are those of the index.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from .frame import index_frame
+
+        return index_frame(self.index, self.manifest)
 
     def shard_bytes(self, shard: int) -> npt.NDArray[np.uint8]:
         """Map one shard into memory, or fetch it; read-only.
@@ -197,33 +226,39 @@ class Dataset:
         return bytes(self.index.sample_keys()[row]).decode("ascii")
 
     def _payload(self, row: int, offset: int, size: int) -> bytes:
-        data = self.shard_bytes(int(self.index.shard[row]))
-        if offset < 0 or offset + size > len(data):
+        entry = self.shard_of(row)
+        if offset < 0 or size < 0 or offset + size > entry.size_bytes:
             raise ShardError(
                 f"the index places a member at bytes {offset}..{offset + size}, the shard has "
-                f"{len(data)}; build the data set again",
-                shard=self.shard_of(row).name,
+                f"{entry.size_bytes}; build the data set again",
+                shard=entry.name,
                 key=self.key(row),
             )
-        return data[offset : offset + size].tobytes()
+        if self._reads_ranges:
+            try:
+                return bytes(self.storage.read_range(entry.name, offset, size))
+            except FileNotFoundError as error:
+                raise _missing(self.storage, entry) from error
+        return self.shard_bytes(int(self.index.shard[row]))[offset : offset + size].tobytes()
 
     def shard_of(self, row: int) -> ShardEntry:
         """Return the shard that holds a row."""
         return self.manifest.shards[int(self.index.shard[row])]
 
 
-def open_dataset(place: str | Path | Storage) -> Dataset:
+def open_dataset(place: str | Path | Storage, *, reads_ranges: bool = False) -> Dataset:
     """Open a data set.
 
     Args:
         place: where ``dataset.json`` lies: a folder, or a URL such as ``s3://bucket/train``.
+        reads_ranges: see ``Dataset``.
 
     Raises:
         ValueError: a URL of an unknown kind.
         DatasetError: no manifest there, or not a valid one.
     """
     storage = place if isinstance(place, Storage) else open_storage(place)
-    return Dataset(storage, read_manifest(storage))
+    return Dataset(storage, read_manifest(storage), reads_ranges=reads_ranges)
 
 
 def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
@@ -239,13 +274,17 @@ def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArra
 def _check_size(storage: Storage, entry: ShardEntry) -> None:
     size = storage.size(entry.name)
     if size is None:
-        raise ShardError(
-            f"{storage.url}/{entry.name} is missing; copy it again, or build it again",
-            shard=entry.name,
-        )
+        raise _missing(storage, entry)
     if size != entry.size_bytes:
         raise ShardError(
             f"{storage.url}/{entry.name} must have {entry.size_bytes} bytes, found {size}; copy "
             "it again, or build it again",
             shard=entry.name,
         )
+
+
+def _missing(storage: Storage, entry: ShardEntry) -> ShardError:
+    return ShardError(
+        f"{storage.url}/{entry.name} is missing; copy it again, or build it again",
+        shard=entry.name,
+    )

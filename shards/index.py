@@ -17,11 +17,13 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from .affine import LEVELS
 from .errors import DatasetError
 from .keys import MAX_KEY_BYTES
 from .storage import Storage
 
 INDEX_NAME = "index.zarr"
+COUNTS_NAME = "logmel_counts"  # beside the columns: frames by mel band and code, of all rows
 CHUNK_ROWS = 65_536
 
 COLUMNS: dict[str, npt.DTypeLike] = {
@@ -188,7 +190,13 @@ def hash_files(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def write_index(storage: Storage, index: Index, *, name: str = INDEX_NAME) -> str:
+def write_index(
+    storage: Storage,
+    index: Index,
+    *,
+    counts: npt.NDArray[np.int64] | None = None,
+    name: str = INDEX_NAME,
+) -> str:
     """Write the index file by file; it counts once the manifest that holds its hash is written.
 
     Nothing is removed: two that write the same index at the same time do no harm.
@@ -196,6 +204,7 @@ def write_index(storage: Storage, index: Index, *, name: str = INDEX_NAME) -> st
     Args:
         storage: where the data set goes.
         index: all its rows.
+        counts: histogram of the log-mels, int64, shape (n_mels, 256), where it was taken.
         name: of the index in it.
 
     Returns:
@@ -205,6 +214,8 @@ def write_index(storage: Storage, index: Index, *, name: str = INDEX_NAME) -> st
     group = zarr.create_group(store=MemoryStore(held), attributes={"n_samples": len(index)})
     for column, dtype in COLUMNS.items():
         _write_column(group, column, index.column(column).astype(dtype, copy=False))
+    if counts is not None:
+        _write_column(group, COUNTS_NAME, counts, chunk_rows=len(counts))
     files = {path: buffer.to_bytes() for path, buffer in held.items()}
     for path, payload in files.items():
         storage.write(f"{name}/{path}", payload)
@@ -252,6 +263,40 @@ def read_index(
     return Index(arrays)
 
 
+def read_counts(
+    storage: Storage, *, n_mels: int, n_frames: int, name: str = INDEX_NAME
+) -> npt.NDArray[np.int64] | None:
+    """Read the histogram of the log-mels that stands beside the columns.
+
+    Args:
+        storage: where the data set lies.
+        n_mels, n_frames: of the data set.
+        name: of its index.
+
+    Returns:
+        frames by band and code, int64, shape (n_mels, 256); None where there is none, as in
+        sets of an older melstream.
+
+    Raises:
+        DatasetError: it is damaged, or does not count each frame once.
+    """
+    place = f"{storage.url}/{name}/{COUNTS_NAME}"
+    remedy = "copy the index again, or build the data set again"
+    try:
+        group = zarr.open_group(store=storage.zarr_store(name, read_only=True), mode="r")
+        array = group.get(COUNTS_NAME)
+        if array is None:
+            return None
+        if not isinstance(array, zarr.Array) or array.shape != (n_mels, LEVELS):
+            raise ValueError(f"not an array of shape ({n_mels}, {LEVELS})")
+        counts = np.asarray(array[...])
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:  # whatever a codec raises
+        raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
+    if counts.dtype != np.int64 or (counts < 0).any() or (counts.sum(1) != n_frames).any():
+        raise DatasetError(f"{place} must count {n_frames} frames in each band; {remedy}")
+    return counts
+
+
 def _fault(column: str, array: zarr.Array, n_samples: int, n_classes: int) -> str | None:
     """Say what is wrong with a column's size or type, before memory is taken for it."""
     rows = array.shape[0] if array.ndim else 0
@@ -270,15 +315,17 @@ def _fault(column: str, array: zarr.Array, n_samples: int, n_classes: int) -> st
     return None
 
 
-def _write_column(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:
+def _write_column(
+    group: zarr.Group, name: str, data: npt.NDArray[Any], *, chunk_rows: int = CHUNK_ROWS
+) -> None:
     """One object per column: chunks for partial reads, packed by the sharding codec."""
-    n_chunks = max(1, -(-len(data) // CHUNK_ROWS))
+    n_chunks = max(1, -(-len(data) // chunk_rows))
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(CHUNK_ROWS, *data.shape[1:]),
-        shards=(CHUNK_ROWS * n_chunks, *data.shape[1:]),
+        chunks=(chunk_rows, *data.shape[1:]),
+        shards=(chunk_rows * n_chunks, *data.shape[1:]),
         compressors=ZstdCodec(level=3),
     )
     array[...] = data

@@ -140,8 +140,11 @@ class FeatureSpec(BaseModel):
         >>> round(code.max_error, 4), round(float(code.decode(np.uint8(255))), 2)
         (0.0587, 11.54)
         """
-        if self.storage_dtype == "float16":
-            return None
+        return None if self.storage_dtype == "float16" else self.value_code
+
+    @property
+    def value_code(self) -> AffineCode:
+        """The affine code that spans every log-mel of these features, however they are stored."""
         return affine_code(
             log_floor=self.log_floor,
             n_fft=self.n_fft,

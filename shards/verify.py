@@ -80,6 +80,7 @@ def _index_fault(dataset: Dataset, *, full: bool) -> str | None:
     manifest, storage = dataset.manifest, dataset.storage
     try:
         is_same = hash_index(dataset.index) == manifest.index_hash
+        _ = dataset.logmel_counts  # reading checks it
     except DatasetError as error:
         return str(error)
     if is_same and full and not storage.url.startswith("http"):

@@ -5,10 +5,10 @@ import io
 import itertools
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import webdataset
 from hypothesis import settings
 from rich.console import Console
 
+from melstream.pipeline.logmel_counts import count_values
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.index import concatenate, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
@@ -27,7 +28,19 @@ from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 SPEC = PRESETS["conformer64"]
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",  # it has none inside a container; the pages are our own
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 # The same examples in each run, and no time limit per example: the machine may be shared.
 settings.register_profile("melstream", deadline=None, derandomize=True)
@@ -70,8 +83,14 @@ def make_sample(
     return Sample(key=f"clip-{number:04d}", logmel=logmel, label_ids=label_ids, info=info)
 
 
-def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int = 0) -> Dataset:
-    """Write samples as a data set, shard by shard."""
+def write_dataset(
+    path: Path,
+    shards: Sequence[Sequence[Sample]],
+    n_classes: int = 0,
+    split_names: tuple[str, ...] = (),
+    **fields: Any,
+) -> Dataset:
+    """Write samples as a data set, shard by shard; further fields are the manifest's."""
     storage = open_storage(path)
     entries, indexes = [], []
     for number, samples in enumerate(shards):
@@ -81,30 +100,34 @@ def write_dataset(path: Path, shards: Sequence[Sequence[Sample]], n_classes: int
         entries.append(writer.entry)
         indexes.append(writer.index)
     index = concatenate(indexes)
-    index_files_hash = write_index(storage, index)
-    values = np.concatenate([s.logmel.astype(np.float64) for samples in shards for s in samples])
-    manifest = Manifest(
-        features=SPEC,
-        feature_hash=SPEC.hash,
-        label_names=tuple(f"class {i}" for i in range(n_classes)),
-        label_ids=None,
-        shards=tuple(entries),
-        n_samples=len(index),
-        duration_s=float(index.duration_s.sum()),
-        n_rejects={},
-        band_mean=tuple(values.mean(0)),
-        band_std=tuple(values.std(0) + 1e-3),
-        ids_hash="0" * 16,
-        index_hash=hash_index(index),
-        index_files_hash=index_files_hash,
-        build=BuildSettings(
+    logmels = [sample.logmel for samples in shards for sample in samples]
+    counts = sum(count_values(logmel, SPEC) for logmel in logmels)
+    index_files_hash = write_index(storage, index, counts=counts)  # pyright: ignore[reportArgumentType]
+    values = np.concatenate(logmels).astype(np.float64)
+    told: dict[str, Any] = {
+        "features": SPEC,
+        "feature_hash": SPEC.hash,
+        "label_names": tuple(f"class {i}" for i in range(n_classes)),
+        "label_ids": None,
+        "split_names": split_names,
+        "shards": tuple(entries),
+        "n_samples": len(index),
+        "duration_s": float(index.duration_s.sum()),
+        "n_rejects": {},
+        "band_mean": tuple(values.mean(0)),
+        "band_std": tuple(values.std(0) + 1e-3),
+        "ids_hash": "0" * 16,
+        "index_hash": hash_index(index),
+        "index_files_hash": index_files_hash,
+        "build": BuildSettings(
             corpus="test",
             plan_hash="0" * 16,
             min_duration_s=0.0,
             max_shard_samples=1_000,
             max_shard_bytes=10**9,
         ),
-    )
+    }
+    manifest = Manifest(**(told | fields))
     write_manifest(storage, manifest)
     return open_dataset(path)
 
@@ -156,6 +179,20 @@ def plan_of(source: Path, **settings: object) -> Plan:
 def content(path: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Chromium, without a window; tests that want it are skipped where there is none."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs a browser; type: apt-get install chromium fonts-dejavu")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_a_folder_renamed_in_the_middle_keeps_its_shards(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(corpus / "class-0")
-    interrupt_assembly(corpus, tmp_path / "old", monkeypatch, "write_index")
+    interrupt_assembly(corpus, tmp_path / "old", monkeypatch, "write_tables")
     (tmp_path / "old").rename(tmp_path / "new")
     finish(corpus, tmp_path / "new")
     assert sorted(p.name for p in (tmp_path / "new").glob("*.tar"))[0] == "old-000000.tar"
@@ -157,7 +157,7 @@ def test_a_finished_shard_that_is_gone_is_an_error_not_a_hole(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(corpus / "class-0")
-    interrupt_assembly(corpus, tmp_path / "out", monkeypatch, "write_index")
+    interrupt_assembly(corpus, tmp_path / "out", monkeypatch, "write_tables")
     (tmp_path / "out" / "out-000003.tar").unlink()
     with pytest.raises(DatasetError, match=r"is gone or altered; remove .*part-000003.json"):
         finish(corpus, tmp_path / "out")
@@ -169,7 +169,7 @@ def test_a_plan_that_cuts_shards_elsewhere_does_not_go_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(corpus / "class-0")
-    interrupt_assembly(corpus, tmp_path / "out", monkeypatch, "write_index")
+    interrupt_assembly(corpus, tmp_path / "out", monkeypatch, "write_tables")
     monkeypatch.setattr(
         "melstream.tools.build_plan._estimate", lambda clip, size, settings: (1, 10**8)
     )

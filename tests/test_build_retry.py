@@ -76,7 +76,7 @@ def test_what_was_rejected_and_is_mended_is_added(corpus: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "at",
-    ["write_index", "write_manifest", "measure_coverage", "_place_shards", "remove_leftovers"],
+    ["write_tables", "write_manifest", "measure_coverage", "_place_shards", "remove_leftovers"],
 )
 def test_a_retry_that_was_interrupted_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str

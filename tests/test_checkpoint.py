@@ -1,6 +1,8 @@
 """Checkpoints come back bit by bit, or with an error that says what to do."""
 
 import json
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from melstream.model import (
     CheckpointError,
+    DamagedCheckpointError,
     OptimConfig,
     build_optimizer,
     latest_checkpoint,
@@ -22,6 +25,7 @@ from melstream.model import (
     prune_checkpoints,
     save_checkpoint,
     save_model,
+    set_aside,
 )
 
 META = {"position": 12_800, "config": {"lr": 5e-4, "names": ["Dog", "Öl"]}, "best": None}
@@ -41,7 +45,6 @@ def save(root: Path, step: int, **changes: Any) -> Path:
     parts: dict[str, Any] = {
         "model_state": module.state_dict(),
         "optimizer_state": optimizer.state_dict(),
-        "rng_state": {"cpu": torch.get_rng_state()},
         "meta": META,
     }
     return save_checkpoint(root, step, **{**parts, **changes})
@@ -75,14 +78,13 @@ def assert_same(found: object, required: object) -> None:
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path) -> None:
     module, optimizer = trained()
-    rng_state = torch.get_rng_state()
     path = save(tmp_path / "new" / "run", 200)
     checkpoint = load_checkpoint(path)
     assert path == tmp_path / "new" / "run" / "step-000200"
     assert (checkpoint.path, checkpoint.step, checkpoint.meta) == (path, 200, META)
     assert_same(checkpoint.model_state, dict(module.state_dict()))
     assert_same(checkpoint.optimizer_state, optimizer.state_dict())
-    assert_same(checkpoint.rng_state, {"cpu": rng_state})
+    assert checkpoint.average_state is None
 
 
 def test_an_optimizer_resumes_with_the_same_next_step(tmp_path: Path) -> None:
@@ -147,22 +149,25 @@ def test_what_would_need_unpickling_is_not_saved(tmp_path: Path, value: object, 
         save(tmp_path, 1, optimizer_state={"lr": value})
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "optimizer.pt"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_names_the_file_and_the_checkpoint_before(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     save(tmp_path, 100)
     save(tmp_path, 150)
-    file = save(tmp_path, 200) / name
+    file = save(tmp_path, 200, average_state={"weight": torch.ones(3)}) / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data if damage == "flip" else data[:-7])
     if damage == "remove":
         file.unlink()
-    with pytest.raises(CheckpointError, match=f"{name} must have the sha256") as caught:
+    with pytest.raises(DamagedCheckpointError, match=f"{name} must have the sha256") as caught:
         load_checkpoint(tmp_path / "step-000200")
-    assert f"resume from {tmp_path / 'step-000150'}" in str(caught.value)
+    assert str(caught.value).endswith(
+        f"the one before it is {tmp_path / 'step-000150'}; "
+        f"to go on from there: rm -r {tmp_path / 'step-000200'}"
+    )
     assert caught.value.path == tmp_path / "step-000200"
 
 
@@ -192,7 +197,7 @@ def test_a_broken_card_is_an_error_with_a_remedy(
 
 def test_a_missing_checkpoint_names_the_latest(tmp_path: Path) -> None:
     save(tmp_path, 100)
-    with pytest.raises(CheckpointError, match=r"No such file.*resume from .*step-000100"):
+    with pytest.raises(CheckpointError, match=r"No such file.*before it is .*step-000100"):
         load_checkpoint(tmp_path / "best")
 
 
@@ -208,7 +213,7 @@ class Payload:
 
 def test_a_pickled_class_is_refused_even_with_the_right_sums(tmp_path: Path) -> None:
     path, proof = save(tmp_path, 1), tmp_path / "unpickled"
-    torch.save({"optimizer": {}, "rng": {}, "evil": Payload(proof)}, path / "optimizer.pt")
+    torch.save({"optimizer": {}, "evil": Payload(proof)}, path / "optimizer.pt")
     reseal(path)
     with pytest.raises(CheckpointError, match=r"optimizer\.pt must hold .* and was refused"):
         load_checkpoint(path)
@@ -265,3 +270,51 @@ def test_a_damaged_model_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         load_model_file(folder)
     with pytest.raises(CheckpointError, match=r"model\.json.*No such file"):
         load_model_file(tmp_path / "other")
+
+
+def test_the_average_comes_back_beside_the_weights(tmp_path: Path) -> None:
+    average = {"weight": torch.arange(6.0)}
+    found = load_checkpoint(save(tmp_path, 1, average_state=average)).average_state
+    assert found is not None
+    assert_same(found, average)
+
+
+def test_a_checkpoint_set_aside_is_found_no_more(tmp_path: Path) -> None:
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    assert set_aside(second) == tmp_path / "refused-step-000002"
+    assert latest_checkpoint(tmp_path) == first
+    set_aside(save(tmp_path, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["refused-step-000002", first.name]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from melstream.model import CheckpointError, save_checkpoint
+root = Path(sys.argv[1])
+for n_bytes, n_numbers in ((1_000, 10_000), (40_500, 10_000), (200_000, 100_000)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+    weights, moment = torch.zeros(10_000), torch.zeros(n_numbers)
+    try:
+        save_checkpoint(
+            root, 2, model_state={"w": weights}, optimizer_state={"m": moment}, meta={}
+        )
+    except CheckpointError as error:
+        print(error, sorted(path.name for path in root.iterdir()))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """The bound on a file's size hits the weights, the optimiser by a little, and by a lot."""
+    before = save(tmp_path, 1)
+    command = [sys.executable, "-Ic", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    for line in done.stdout.splitlines():
+        assert line.startswith(f"cannot write {tmp_path / 'step-000002'}: ")
+        assert line.endswith(
+            f"{before} is whole; make room and go on with --resume ['step-000001']"
+        )
+    load_checkpoint(before)

@@ -44,7 +44,7 @@ def test_version_and_help_need_no_torch() -> None:
 
 
 def test_every_verb_has_help(melstream: Callable[..., tuple[int, str, str]]) -> None:
-    verbs = ["inspect", "verify", "index", "subset", "merge", "export-lhotse"]
+    verbs = ["inspect", "show", "verify", "index", "subset", "merge", "export-lhotse"]
     verbs += ["pretrain", "finetune", "evaluate", "demo", "doctor"]
     for words in ([], ["build"], ["build", "folder"], ["build", "audioset"], *([v] for v in verbs)):
         code, out, _ = melstream(*words, "--help")
@@ -66,10 +66,10 @@ def test_build_then_inspect_and_verify(
     assert "nothing new" in out
     code, out, _ = melstream("inspect", shards)
     assert code == 0
-    assert "24 in 1 shards" in out
+    assert "24 samples, 16.5 s, 1 shard" in out
     assert "tabla" in out
     code, out, _ = melstream("inspect", shards, "--json")
-    assert json.loads(out)["classes"]["tabla"] == 5
+    assert {c["name"]: c["n_samples"] for c in json.loads(out)["classes"]}["tabla"] == 5
     assert melstream("verify", shards, "--full")[0] == 0
     shard = next(shards.glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:-512])
@@ -189,6 +189,8 @@ def test_evaluate_prints_and_writes_the_same_figures(
     assert {"mAP", "mAUC", "d_prime", "accuracy", "classes"} <= json.loads(out).keys()
     code, out, _ = melstream(*evaluate)
     assert "weakest first" in out
+    code, out, _ = melstream(*evaluate, "--top", 0)
+    assert (code, "weakest" in out, "mAP" in out) == (0, False, True)
 
 
 def test_doctor_finds_what_works_and_what_does_not(

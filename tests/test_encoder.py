@@ -1,8 +1,12 @@
 """Shapes, padding, normalisation and sizes of the audio encoder."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
+from torch import nn
 
 from melstream.model import (
     OBJECTIVES,
@@ -157,10 +161,14 @@ def test_an_impossible_config_is_refused(options: dict[str, float], match: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"quantizer": {"n_entries": 8}}], ids=["plain", "gumbel"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_pretraining_compiles_into_one_graph(name: str, logmel: torch.Tensor) -> None:
+def test_pretraining_compiles_into_one_graph(
+    name: str, options: dict[str, object], logmel: torch.Tensor
+) -> None:
     """A branch on data, or a value asked for on the host, would break the graph."""
-    model = PretrainingModel(AudioEncoder(CONFIG), build_objective(name, {}, CONFIG))
+    config = CONFIG.model_copy(update={"layer_drop": 0.2})
+    model = PretrainingModel(AudioEncoder(config), build_objective(name, options, config)).eval()
     batch = {
         "logmel": logmel.half(),
         "n_frames": torch.tensor([42, 41, 20]),
@@ -199,3 +207,48 @@ def test_a_clip_shorter_than_a_step_has_one(encoder: AudioEncoder, logmel: torch
     assert padding_mask is not None
     assert (~padding_mask).sum() == 1
     assert context[:, 0].isfinite().all()
+
+
+def test_a_dropped_block_gives_the_sample_back_and_the_others_what_they_would_be() -> None:
+    torch.manual_seed(0)
+    encoder = AudioEncoder(CONFIG.model_copy(update={"layer_drop": 0.5, "n_layers": 1}))
+    x = torch.randn(64, 40, 8)
+    taken = encoder.eval()(x)[0]
+    projected = encoder.context_encoder.projection(encoder.latents(x)[0])
+    found = encoder.train()(x)[0]
+    is_taken = (found == taken).all(dim=2).all(dim=1)
+    is_dropped = (found == projected).all(dim=2).all(dim=1)
+    assert (is_taken ^ is_dropped).all()
+    assert 16 < int(is_dropped.sum()) < 48
+
+
+def test_dropping_every_block_still_gives_each_parameter_a_gradient(logmel: torch.Tensor) -> None:
+    config = CONFIG.model_copy(update={"layer_drop": 0.999999})
+    encoder = AudioEncoder(config)
+    encoder(logmel)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_recomputed_activations_change_neither_output_nor_gradient(logmel: torch.Tensor) -> None:
+    results = []
+    for is_on in (False, True):
+        torch.manual_seed(0)
+        update = {"dropout": 0.1, "layer_drop": 0.2, "checkpoints_activations": is_on}
+        encoder = AudioEncoder(CONFIG.model_copy(update=update))
+        context, _ = encoder(logmel, torch.tensor([42, 30, 8]))
+        context.sum().backward()
+        results.append([context.detach(), *(p.grad for p in encoder.parameters())])
+    for kept, recomputed in zip(*results, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_layer_drop_leaves_no_parameter_unused_to_ddp(tmp_path: Path) -> None:
+    """With one left out, the step after it would raise."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        encoder = AudioEncoder(CONFIG.model_copy(update={"layer_drop": 0.9}))
+        model = nn.parallel.DistributedDataParallel(encoder, find_unused_parameters=False)
+        for _ in range(4):
+            model(torch.randn(2, 40, 8))[0].sum().backward()
+    finally:
+        dist.destroy_process_group()

@@ -129,6 +129,7 @@ def test_loss_from_log_mel_to_end_equals_the_reference(
         n_frames=None,
         mask=IO["mask"].bool(),
         distractors=local_distractors().to(dtype),
+        step=torch.tensor(0),
     )
     assert_close(scalars["loss"], IO["loss"][0])
     assert scalars["masked_share"] == pytest.approx(N_MASKED / 50)

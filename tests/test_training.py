@@ -17,13 +17,12 @@ from conftest import make_sample, write_dataset
 from rich.console import Console
 
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
-from melstream.pipeline.loader import Batch
+from melstream.pipeline.batch import Batch
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
 from melstream.tools import finetune as finetune_module
-from melstream.tools import training
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
@@ -33,6 +32,7 @@ from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import load_encoder, load_tagger
 from melstream.tools.pretrain import pretrain
 from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+from melstream.tools.train_step import Updater
 from melstream.tools.training import Result
 
 CPU = torch.device("cpu")
@@ -96,14 +96,14 @@ def test_a_killed_run_resumes_bit_for_bit(
     data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
     run_pretrain(data, tmp_path / "whole", quiet)
-    original = training.Trainer._step
+    original = Updater.update
 
-    def dying(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
-        if self._at.step == dies_at:
+    def dying(self: Updater, step: int, batch: Batch) -> dict[str, torch.Tensor]:
+        if step == dies_at:
             raise RuntimeError("killed")
-        return original(self, batch)
+        return original(self, step, batch)
 
-    monkeypatch.setattr(training.Trainer, "_step", dying)
+    monkeypatch.setattr(Updater, "update", dying)
     with pytest.raises(RuntimeError, match="killed"):
         run_pretrain(data, tmp_path / "broken", quiet)
     monkeypatch.undo()
@@ -120,14 +120,14 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
     number: signal.Signals,
 ) -> None:
     run_pretrain(data, tmp_path / "whole", quiet)
-    original = training.Trainer._step
+    original = Updater.update
 
-    def signalled(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
-        if self._at.step == 5:
+    def signalled(self: Updater, step: int, batch: Batch) -> dict[str, torch.Tensor]:
+        if step == 5:
             os.kill(os.getpid(), number)
-        return original(self, batch)
+        return original(self, step, batch)
 
-    monkeypatch.setattr(training.Trainer, "_step", signalled)
+    monkeypatch.setattr(Updater, "update", signalled)
     result = run_pretrain(data, tmp_path / "broken", quiet)
     monkeypatch.undo()
     assert (result.is_complete, result.step) == (False, 6)
@@ -287,8 +287,8 @@ def test_the_validated_best_becomes_the_model(
     scores = iter([0.1, 0.9, 0.2, 0.3])
     original = finetune_module.predict
 
-    def graded(*arguments: Any) -> Any:
-        predictions = original(*arguments)
+    def graded(*arguments: Any, **options: Any) -> Any:
+        predictions = original(*arguments, **options)
         metrics = replace(predictions.metrics("single_label"), accuracy=next(scores))
         return SimpleNamespace(metrics=lambda task: metrics)
 
@@ -344,16 +344,16 @@ def test_an_unfinished_run_is_not_taken_for_a_model(
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.Trainer._step
+    original = Updater.update
 
-    def spoiling(self: training.Trainer, batch: Batch) -> dict[str, torch.Tensor]:
-        figures = original(self, batch)
-        if self._at.step == 6:
+    def spoiling(self: Updater, step: int, batch: Batch) -> dict[str, torch.Tensor]:
+        figures = original(self, step, batch)
+        if step == 6:
             with torch.no_grad():
                 next(self._learner.module.parameters()).fill_(torch.nan)
-        return figures | {"loss": torch.tensor(1.0)}
+        return figures
 
-    monkeypatch.setattr(training.Trainer, "_step", spoiling)
+    monkeypatch.setattr(Updater, "update", spoiling)
     with pytest.raises(MelstreamError, match="weights are not finite at step 8"):
         run_pretrain(data, tmp_path / "run", quiet)
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000004"

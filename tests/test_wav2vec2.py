@@ -103,6 +103,7 @@ def forward(mask: Tensor, distractors: Tensor) -> dict[str, Tensor]:
         n_frames=torch.tensor([40, 20]),
         mask=mask,
         distractors=distractors,
+        step=torch.tensor(0),
     )
 
 

@@ -226,7 +226,7 @@ class _Adopter:
             spans["json"] = span(JSON_FIELD)
         if info is not None and FLAC_FIELD in members:  # by melstream, so at the spec's rate
             spans["flac"] = span(FLAC_FIELD)
-        self._add_statistics(logmel)
+        self._sums += BandSums.of(logmel, self._settings.features)
         return Row(
             key=place.key,
             n_frames=len(logmel),
@@ -248,10 +248,6 @@ class _Adopter:
             return info_figures(info)
         return UNKNOWN | {"duration_s": self._settings.features.duration_s(n_frames)}
 
-    def _add_statistics(self, stored: npt.NDArray[Any]) -> None:
-        code = self._settings.features.code
-        self._sums += BandSums.of(stored if code is None else code.decode(stored))
-
     def finish(self) -> Adopted:
         """Write the tables; the manifest last."""
         self._require_label_field()
@@ -263,7 +259,7 @@ class _Adopter:
         assert self._logmel_field is not None
         has_json = bool((index.json_size > 0).all())
         fields = {
-            **common_fields(self._settings.features, self._entries, self._sums),
+            **common_fields(self._settings.features, self._entries),
             "has_audio": bool((index.flac_size > 0).all()),
             "label_names": label_names,
             "label_ids": None,
@@ -275,6 +271,7 @@ class _Adopter:
         manifest = finish(
             self._storage,
             index,
+            self._sums,
             fields,
             origin="The tars were made elsewhere.",
             fields=[*([JSON_FIELD] if has_json else []), self._logmel_field],

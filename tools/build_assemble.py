@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..shards.dataset import Dataset
 from ..shards.errors import DatasetError, MelstreamError, SampleError
-from ..shards.index import INDEX_NAME, Index, concatenate, hash_index, write_index
+from ..shards.index import INDEX_NAME, Index, concatenate
 from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.storage import Storage
 from .band_sums import BandSums
@@ -25,14 +26,14 @@ from .build_job import (
     DoneRecord,
     Reject,
     ShardJob,
-    read_index_part,
+    read_part,
     read_record,
     reject,
 )
 from .build_plan import Plan
-from .coverage import Coverage, hash_ids, measure_coverage
+from .coverage import Coverage, measure_coverage
 from .data_card import write_card
-from .finish import common_fields, repeated_keys
+from .finish import common_fields, repeated_keys, write_tables
 
 REJECTS_NAME = "rejects.jsonl"
 COVERAGE_NAME = "coverage.json"
@@ -44,13 +45,11 @@ class Base:
     """A finished data set that shards are added to.
 
     Args:
-        manifest: of the data set.
-        index: its rows.
+        dataset: as it is.
         rejects: what it lacks and was not tried again, sorted by key.
     """
 
-    manifest: Manifest
-    index: Index
+    dataset: Dataset
     rejects: tuple[Reject, ...]
 
 
@@ -75,33 +74,38 @@ def assemble(
     records = [read_record(job) for job in jobs]
     rejects = sorted((r for record in records for r in record.rejects), key=lambda r: r.key)
     parts = _place_shards(storage, jobs, records)
-    indexes = [read_index_part(job) for job, _ in parts]
     if base is not None:
         rejects = list(heapq.merge(base.rejects, rejects, key=lambda r: r.key))
-        indexes.insert(0, base.index)
-    if not indexes:
+    elif not parts:
         storage.delete_all(f"{STAGING_NAME}/")
         raise _nothing_left(plan, rejects)
-    index = concatenate(indexes)
+    index, sums = _join(plan, [job for job, _ in parts], base)
     _require_unique(index.sample_keys())
-    index_name = INDEX_NAME if base is None else next_index_name(base.manifest.index_name)
-    index_files_hash = write_index(storage, index, name=index_name)
-    n_rejects = _write_rejects(storage, plan, rejects)
+    old = None if base is None else base.dataset.manifest
+    index_name = INDEX_NAME if old is None else next_index_name(old.index_name)
+    tables = write_tables(storage, index, sums, name=index_name)
+    tables["n_rejects"] = _write_rejects(storage, plan, rejects)
     coverage = measure_coverage(plan.listing, rejects)
     storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
     storage.write(MISSING_NAME, coverage.missing_text().encode())
-    of_index = {
-        "ids_hash": hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
-        "index_name": index_name,
-        "index_hash": hash_index(index),
-        "index_files_hash": index_files_hash,
-    }
-    entries = [entry for _, entry in parts]
-    manifest = _make_manifest(plan, base, entries, records, n_rejects, of_index)
+    manifest = _make_manifest(plan, old, [entry for _, entry in parts], records, tables)
     write_card(storage, manifest)
     write_manifest(storage, manifest)
     remove_leftovers(storage, manifest)
     return manifest, coverage
+
+
+def _join(plan: Plan, jobs: Sequence[ShardJob], base: Base | None) -> tuple[Index, BandSums]:
+    """Join what the shards left with what was there."""
+    indexes, sums = [], BandSums.zero(plan.settings.features.n_mels)
+    if base is not None:
+        indexes.append(base.dataset.index)
+        sums += BandSums.of_dataset(base.dataset)
+    for job in jobs:
+        part, part_sums = read_part(job)
+        indexes.append(part)
+        sums += part_sums
+    return concatenate(indexes), sums
 
 
 def next_index_name(name: str) -> str:
@@ -193,32 +197,23 @@ def _write_rejects(storage: Storage, plan: Plan, rejects: Sequence[Reject]) -> d
 
 def _make_manifest(
     plan: Plan,
-    base: Base | None,
+    old: Manifest | None,
     entries: Sequence[ShardEntry],
     records: Sequence[DoneRecord],
-    n_rejects: dict[str, int],
-    of_index: dict[str, Any],
+    tables: dict[str, Any],
 ) -> Manifest:
-    sums = BandSums.zero(plan.settings.features.n_mels)
-    for record in records:
-        band_sums = np.array(record.band_sum), np.array(record.band_sum_squares)
-        sums += BandSums(record.n_frames, *band_sums)
     duration_s = sum(record.duration_s for record in records)
-    shards = tuple(entries)
-    if base is not None:
-        n_old_frames = int(base.index.n_frames.sum(dtype=np.int64))
-        sums += BandSums.of_dataset(base.manifest, n_old_frames)
-        duration_s += base.manifest.duration_s
-        shards = (*base.manifest.shards, *shards)
+    if old is not None:
+        entries = [*old.shards, *entries]
+        duration_s += old.duration_s
     return Manifest(
-        **common_fields(plan.settings.features, shards, sums),
+        **common_fields(plan.settings.features, entries),
         has_audio=plan.settings.keep_audio,
         label_names=plan.listing.label_names,
         label_ids=plan.listing.label_ids,
         split_names=plan.listing.splits,
         duration_s=duration_s,
-        n_rejects=n_rejects,
         n_ignored=plan.listing.n_ignored,
         build=plan.build_settings,
-        **of_index,
+        **tables,
     )

@@ -1,12 +1,12 @@
 """The contract between a build and its workers: what a job is, and what it leaves.
 
 A finished shard is a tar in its place in the data set, and two files in the build's staging
-folder: its rows of the index (``.npz``) and, last, its done record (``.json``). What has a
-done record is whole.
+folder: its rows of the index and its band sums (``.npz``) and, last, its done record
+(``.json``). What has a done record is whole.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ from ..shards.errors import DatasetError, SampleError
 from ..shards.index import COLUMNS, Index
 from ..shards.manifest import ShardEntry
 from ..shards.storage import Storage
+from .band_sums import BandSums
 from .build_plan import Plan, PlanSettings
 from .corpora.corpus import Clip
 
 STAGING_NAME = ".build"
+SUMS = "sums_"  # what the names of band sums start with in a part, beside the columns
 
 
 class Reject(BaseModel):
@@ -42,9 +44,6 @@ class DoneRecord(BaseModel):
     n_clips: int = Field(description="clips tried")
     rejects: tuple[Reject, ...]
     duration_s: float = Field(description="audio written, in seconds")
-    band_sum: tuple[float, ...] = Field(description="sum of the log-mel per band")
-    band_sum_squares: tuple[float, ...] = Field(description="sum of its squares per band")
-    n_frames: int
     seconds: dict[str, float] = Field(description="time spent, by stage, in seconds")
 
 
@@ -75,7 +74,7 @@ class ShardJob:
 
     @property
     def index_name(self) -> str:
-        """The rows of the index."""
+        """The rows of the index, and the band sums."""
         return f"{STAGING_NAME}/part-{self.number:06d}.npz"
 
     @property
@@ -121,18 +120,22 @@ def reject(
     return Reject(key=key or clip.key, source=clip.source, reason=error.reason, message=message)
 
 
-def write_index_part(job: ShardJob, index: Index) -> None:
-    """Leave the rows of a shard that is whole."""
+def write_part(job: ShardJob, index: Index, sums: BandSums) -> None:
+    """Leave the rows and the band sums of a shard that is whole."""
     buffer = io.BytesIO()
-    columns = {name: index.column(name) for name in COLUMNS}
-    np.savez(buffer, allow_pickle=False, **columns)  # pyright: ignore[reportArgumentType]
+    arrays = {name: index.column(name) for name in COLUMNS}
+    arrays |= {f"{SUMS}{name}": np.asarray(value) for name, value in asdict(sums).items()}
+    np.savez(buffer, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
     job.storage.write(job.index_name, buffer.getvalue())
 
 
-def read_index_part(job: ShardJob) -> Index:
-    """Read the index rows a finished shard left."""
-    with np.load(io.BytesIO(job.storage.read(job.index_name)), allow_pickle=False) as columns:
-        return Index(dict(columns))
+def read_part(job: ShardJob) -> tuple[Index, BandSums]:
+    """Read the rows and the band sums that a finished shard left."""
+    with np.load(io.BytesIO(job.storage.read(job.index_name)), allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in COLUMNS}
+        sums = {field.name: arrays[f"{SUMS}{field.name}"] for field in fields(BandSums)}
+    n_frames = int(sums.pop("n_frames"))
+    return Index(columns), BandSums(n_frames, **sums)
 
 
 def read_record(job: ShardJob) -> DoneRecord:

@@ -16,7 +16,7 @@ from .build_job import DoneRecord
 from .build_plan import Plan
 from .corpora.corpus import IGNORED
 from .coverage import print_coverage
-from .inspect import hours
+from .hours import hours
 
 NOT_BAD = ("missing", "tail")  # reasons that say nothing against a file
 

@@ -58,7 +58,7 @@ def retry_failed(plan: Plan, storage: Storage, run: Executor, report: Report) ->
             report(n_clips, "clips")
         new = tuple(read_record(job) for job in jobs)
         tried = {clip.key for clip in retry.listing.clips}
-        base = Base(old, dataset.index, tuple(_kept_rejects(storage, tried)))
+        base = Base(dataset, tuple(_kept_rejects(storage, tried)))
         manifest, coverage = assemble(_with_written(plan, written), storage, jobs, base)
     return BuildReport(storage.url, manifest, 0, new, time.monotonic() - start, coverage)
 

@@ -17,8 +17,9 @@ from ..pipeline.quality import bandwidth_hz
 from ..pipeline.waveform import LoadedWaveform, prepare
 from ..shards.errors import SampleError
 from ..shards.keys import window_key
-from ..shards.writer import Sample, SampleInfo, ShardWriter, write_shard
-from .build_job import DoneRecord, Reject, ShardJob, reject, write_index_part
+from ..shards.writer import Sample, SampleInfo, write_shard
+from .band_sums import BandSums
+from .build_job import DoneRecord, Reject, ShardJob, reject, write_part
 from .build_plan import PlanSettings
 from .corpora.corpus import Clip
 from .stage_clock import StageClock
@@ -42,7 +43,8 @@ def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
     """
     clock, rejects = StageClock(), list[Reject]()
     maker = _SampleMaker(job, clock)
-    statistics = _Statistics(job)
+    features = job.settings.features
+    sums, duration_s = BandSums.zero(features.n_mels), 0.0
     job.storage.clean(job.tar_name)
     writer = None
     with contextlib.suppress(_NothingWrittenError), write_shard(job.storage, job.tar_name) as tar:
@@ -54,13 +56,24 @@ def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
                     with clock("write and hash"):
                         tar.write(sample)
                     with clock("statistics"):
-                        statistics.add(sample)
+                        sums += BandSums.of(sample.logmel, features)
+                    duration_s += sample.info.duration_s
                 else:
                     rejects.append(sample)
         if not tar.n_samples:
             raise _NothingWrittenError
         writer = tar
-    return _finish(job, writer, rejects, statistics, clock)
+    if writer is not None:
+        write_part(job, writer.index, sums)
+    record = DoneRecord(
+        entry=None if writer is None else writer.entry,
+        n_clips=len(job.clips),
+        rejects=tuple(rejects),
+        duration_s=duration_s,
+        seconds=clock.seconds,
+    )
+    job.storage.write(job.record_name, record.model_dump_json().encode())
+    return record
 
 
 class _NothingWrittenError(Exception):
@@ -240,46 +253,3 @@ def _keep(
     if not kept.any():
         raise SampleError(f"{clip.source} is too quiet to be kept in 16 bits", reason="silent")
     return np.asarray(kept, np.float32), flac
-
-
-def _finish(
-    job: ShardJob,
-    writer: ShardWriter | None,
-    rejects: list[Reject],
-    statistics: "_Statistics",
-    clock: StageClock,
-) -> DoneRecord:
-    if writer is not None:
-        write_index_part(job, writer.index)
-    record = DoneRecord(
-        entry=None if writer is None else writer.entry,
-        n_clips=len(job.clips),
-        rejects=tuple(rejects),
-        duration_s=statistics.duration_s,
-        band_sum=tuple(statistics.band_sum.tolist()),
-        band_sum_squares=tuple(statistics.band_sum_squares.tolist()),
-        n_frames=statistics.n_frames,
-        seconds=clock.seconds,
-    )
-    job.storage.write(job.record_name, record.model_dump_json().encode())
-    return record
-
-
-class _Statistics:
-    """Sums over the stored values, in float64."""
-
-    def __init__(self, job: ShardJob) -> None:
-        self._code = job.settings.features.code
-        self.n_frames = 0
-        self.duration_s = 0.0
-        self.band_sum = np.zeros(job.settings.features.n_mels)
-        self.band_sum_squares = np.zeros(job.settings.features.n_mels)
-
-    def add(self, sample: Sample) -> None:
-        stored = sample.logmel
-        values = stored if self._code is None else self._code.decode(stored)  # pyright: ignore[reportArgumentType]
-        values = values.astype(np.float64)
-        self.n_frames += len(values)
-        self.duration_s += sample.info.duration_s
-        self.band_sum += values.sum(0)
-        self.band_sum_squares += np.square(values).sum(0)

@@ -19,19 +19,17 @@ from ..shards.errors import DatasetError, MelstreamError
 from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
+from .cli_inspect import inspect_app
 from .cli_options import (
     Data,
     Device,
     Json,
-    Out,
-    Overrides,
-    PrintConfig,
-    Resume,
+    choose_device,
     err_console,
-    find_device,
     out_console,
     resumable,
 )
+from .cli_train import train_app
 
 app = typer.Typer(
     help="Raw audio in, a self-supervised audio model out.",
@@ -42,7 +40,9 @@ app = typer.Typer(
 )
 app.add_typer(build_app, name="build")
 app.add_typer(bench_app, name="bench")
+app.add_typer(inspect_app)
 app.add_typer(data_app)
+app.add_typer(train_app)
 
 
 def main() -> None:
@@ -77,26 +77,6 @@ def _root(
 
 
 @app.command()
-def inspect(
-    data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
-    top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """Say what a data set holds.
-
-    Example: `melstream inspect shards/train --top 50`
-    """
-    from .inspect import inspect as describe
-    from .inspect import print_description
-
-    found = describe(data)
-    if as_json:
-        print(json.dumps(found.as_json(), indent=1))
-    else:
-        print_description(found, out_console, top=top)
-
-
-@app.command()
 def verify(
     data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
     full: Annotated[bool, Option("--full", help="Read every byte, not sizes only.")] = False,
@@ -127,73 +107,6 @@ def verify(
 
 
 @app.command()
-def pretrain(
-    recipe: Annotated[str, Argument(help="A packaged recipe, or the path of a TOML file.")],
-    data: Data,
-    out: Out,
-    overrides: Overrides = None,
-    device: Device = "auto",
-    resume: Resume = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """Pre-train an encoder on unlabelled log-mels.
-
-    Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain`
-    """
-    from .recipe import PretrainRecipe, load_recipe
-
-    config = load_recipe(recipe, PretrainRecipe, overrides or ())
-    if print_config:
-        print(config.model_dump_json(indent=1))
-        return
-    from .pretrain import pretrain as run
-
-    result = run(config, data, out, device=find_device(device), console=err_console, resume=resume)
-    _finish_run(out, result.is_complete, result.step, result.wall_s, result.figures)
-
-
-@app.command()
-def finetune(
-    recipe: Annotated[str, Argument(help="A packaged recipe, or the path of a TOML file.")],
-    data: Data,
-    out: Out,
-    encoder: Annotated[
-        Path | None,
-        Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch."),
-    ] = None,
-    valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
-    overrides: Overrides = None,
-    device: Device = "auto",
-    resume: Resume = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """Fine-tune a tagger on a labelled data set.
-
-    Example: `melstream finetune demo-finetune --data shards/train --encoder runs/pretrain
-    --out runs/finetune`
-    """
-    from .recipe import FinetuneRecipe, load_recipe
-
-    config = load_recipe(recipe, FinetuneRecipe, overrides or ())
-    if print_config:
-        print(config.model_dump_json(indent=1))
-        return
-    from .finetune import finetune as run
-
-    result = run(
-        config,
-        data,
-        out,
-        device=find_device(device),
-        console=err_console,
-        encoder_path=encoder,
-        valid=valid,
-        resume=resume,
-    )
-    _finish_run(out, result.is_complete, result.step, result.wall_s, result.figures)
-
-
-@app.command()
 def evaluate(
     model: Annotated[Path, Argument(metavar="RUN", help="A run of `melstream finetune`.")],
     data: Data,
@@ -212,7 +125,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
-    metrics, card = run(model, data, device=find_device(device))
+    metrics, card = run(model, data, device=choose_device(device))
     if out is not None:
         write_report(out, metrics, card)
     if as_json:
@@ -273,19 +186,3 @@ def doctor(as_json: Json = False) -> None:
                 out_console.print(f"     {finding.remedy}", markup=False, highlight=False)
     if any(finding.is_required and not finding.is_ok for finding in findings):
         raise typer.Exit(1)
-
-
-def _finish_run(
-    out: Path, is_complete: bool, step: int, wall_s: float, figures: dict[str, float]
-) -> None:
-    """Say how a run ended and where its files are."""
-    if not is_complete:
-        out_console.print(
-            f"stopped at step {step}, checkpoint written; --resume goes on", highlight=False
-        )
-        return
-    loss = f", loss {figures['loss']:.3f}" if "loss" in figures else ""
-    out_console.print(
-        f"{step} steps in {wall_s:.1f} s{loss}; model: {out / 'model'}", highlight=False
-    )
-    out_console.print(f"curves: tensorboard --logdir {out}", highlight=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from .cli_options import Device, Json, find_device, out_console
+from .cli_options import Device, Json, choose_device, out_console
 
 bench_app = typer.Typer(
     help="Measure speed on this machine, beside named peers.", no_args_is_help=True
@@ -63,6 +63,63 @@ def bench_features(
         print_times(found, out_console)
 
 
+@bench_app.command("train")
+def bench_train(
+    preset: Annotated[str, Option(help="Encoder: tiny, cf-s or cf-l.")] = "cf-s",
+    batch_size: Annotated[
+        list[int] | None, Option(min=1, help="Samples per step; repeatable. Default: 8.")
+    ] = None,
+    steps: Annotated[int, Option(min=1, help="Measured steps.")] = 10,
+    crop_s: Annotated[
+        float, Option("--crop-seconds", min=0.1, help="Length of a sample, at 100 frames/s.")
+    ] = 10.0,
+    device: Device = "auto",
+    bfloat16: Annotated[bool, Option("--bfloat16", help="Autocast instead of float32.")] = False,
+    compiles: Annotated[bool, Option("--compile", help="Use torch.compile.")] = False,
+    checkpoints: Annotated[
+        bool, Option("--checkpoint-activations", help="Less memory, more work.")
+    ] = False,
+    data: Annotated[
+        str | None, Option(metavar="URL", help="Read batches from here; else they are synthetic.")
+    ] = None,
+    versus: Annotated[
+        bool, Option("--vs", help="Time torchaudio's and transformers' encoders too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Time a pre-training step: samples and FLOP per second, share of the peak, memory.
+
+    Example: `melstream bench train --preset cf-s --batch-size 8 --batch-size 16 --vs`
+    """
+    from ..model.encoder import PRESETS
+    from .bench_train import TrainSettings, print_costs
+    from .bench_train import bench_train as run
+    from .bench_train_peers import bench_encoders, print_encoder_times
+
+    if preset not in PRESETS:
+        raise ValueError(f"`--preset` must be one of {', '.join(PRESETS)}, found {preset!r}")
+    encoder = PRESETS[preset].model_copy(update={"checkpoints_activations": checkpoints})
+    settings = TrainSettings(
+        encoder,
+        choose_device(device),
+        "bfloat16" if bfloat16 else "float32",
+        n_steps=steps,
+        n_latent_steps=max(2, round(100 * crop_s / encoder.stride)),
+        compiles=compiles,
+        data=data,
+    )
+    sizes = batch_size or [8]
+    costs = run(settings, sizes)
+    times = bench_encoders(settings, sizes[0]) if versus else []
+    if as_json:
+        found = {"steps": [c.as_json() for c in costs], "encoders": [t.as_json() for t in times]}
+        print(json.dumps(found, indent=1))
+        return
+    print_costs(costs, settings, out_console)
+    if times:
+        print_encoder_times(times, out_console)
+
+
 @bench_app.command("loader")
 def bench_loader(
     data: Annotated[str, Argument(metavar="URL", help="A data set: a folder, s3:// …")],
@@ -105,7 +162,7 @@ def bench_loader(
         crop_s=crop_s,
         seconds=seconds,
         preset=None if model == "none" else model,
-        device=find_device(device),
+        device=choose_device(device),
         cache=CacheConfig(folder=cache),
     )
     found = run(data, settings)

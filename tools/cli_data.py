@@ -187,7 +187,7 @@ def _print_json(url: str, manifest: Manifest, **more: object) -> None:
 
 
 def _print_totals(url: str, manifest: Manifest) -> None:
-    from .inspect import hours
+    from .hours import hours
 
     _print(
         f"{url}: {manifest.n_samples:,} samples in {len(manifest.shards):,} shards, "

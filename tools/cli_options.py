@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 out_console = Console()
 err_console = Console(stderr=True)
+silent_console = Console(quiet=True)
 
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
@@ -39,11 +40,11 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-def find_device(name: str) -> "torch.device":
-    """Return the device that ``--device`` names.
+def choose_device(name: str) -> "torch.device":
+    """Return the device of ``--device``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no such device, or it is not there.
     """
     import torch
 

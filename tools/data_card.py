@@ -6,7 +6,7 @@ from typing import Any
 
 from ..shards.manifest import Manifest
 from ..shards.storage import Storage
-from .inspect import hours
+from .hours import hours
 
 CARD_NAME = "README.md"
 MAX_CLASSES = 50  # named on the card; `dataset.json` has all

@@ -26,7 +26,8 @@ from .build_workers import run_jobs
 from .corpora import folder as folder_corpus
 from .evaluate import evaluate
 from .finetune import finetune
-from .inspect import describe, print_description
+from .inspect import inspect_dataset
+from .inspect_page import print_inspection
 from .pretrain import pretrain
 from .progress import progress
 from .recipe import FinetuneRecipe, PretrainRecipe, load_recipe
@@ -55,7 +56,7 @@ def run_demo(out: Path, *, source: Path | None, n_jobs: int, console: Console) -
         for split in ("train", "eval")
     )
     _title(console, f"melstream inspect {train.folder}")
-    print_description(describe(train), console)
+    print_inspection(inspect_dataset(train), console)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _pretrain(train, out, device, console)
     results = {"majority class": [majority(train, held_out)]}

@@ -18,6 +18,7 @@ from ..pipeline.order import EvaluationOrder
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
+from .distributed import World
 from .model_folder import ModelCard, load_tagger, require_features
 
 BATCH_SIZE = 32
@@ -41,35 +42,93 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(tagger: Tagger, card: ModelCard, dataset: Dataset) -> Predictions:
+def predict(
+    tagger: Tagger,
+    card: ModelCard,
+    dataset: Dataset,
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    world: World | None = None,
+) -> Predictions:
     """Score every clip of a data set once; what is longer than a minute, by its first minute.
 
     Args:
         tagger: the model, on its device; left in evaluation mode.
         card: its label names and features.
         dataset: what to score; its classes must be among the model's.
+        rows: the clips to score, ascending rows of the index; None: all.
+        world: the processes that share the work, each ends up with all of it; None: one.
 
     Raises:
         ValueError: features or classes do not fit the model.
     """
     require_features(card, dataset.manifest, dataset.url)
-    device = next(tagger.parameters()).device
-    order = EvaluationOrder(len(dataset), BATCH_SIZE)
+    world = world or World(next(tagger.parameters()).device)
+    rows = np.arange(len(dataset)) if rows is None else rows
+    order = RowsOrder(rows, BATCH_SIZE * world.size)
     config = LoaderConfig(stride=card.encoder.stride)
-    loader = Loader(dataset, order, config, label_names=card.label_names)
-    tagger.eval()
-    scores, labels, keys = [], [], []
-    for batch in loader.batches(0, order.steps_per_epoch):
-        is_real = batch.rows >= 0
-        moved = batch.to(device)
-        logits = tagger(moved.logmel, moved.n_frames)
-        scores.append(tagger.scores(logits).float().cpu()[is_real])
-        assert batch.labels is not None
-        labels.append(batch.labels[is_real])
-        keys += [key for key in batch.keys if key]
-    return Predictions(
-        torch.cat(scores).numpy(), torch.cat(labels).numpy().astype(bool), tuple(keys)
+    loader = Loader(
+        dataset,
+        order,
+        config,
+        label_names=card.label_names,
+        rank=world.rank,
+        world_size=world.size,
     )
+    tagger.eval()
+    scores, labels, served = [], [], []
+    for batch in loader.batches(0, order.steps_per_epoch):
+        assert batch.labels is not None
+        if (batch.rows >= 0).any():
+            moved = batch.to(world.device)
+            logits = tagger(moved.logmel, moved.n_frames)
+            scores.append(tagger.scores(logits).float().cpu())
+        else:  # the last process may have nothing left to do
+            scores.append(torch.zeros_like(batch.labels))
+        labels.append(batch.labels)
+        served.append(batch.rows)
+    found = world.gather(torch.cat(served)).numpy()
+    is_real = found >= 0
+    names = dataset.index.sample_keys()
+    return Predictions(
+        world.gather(torch.cat(scores)).numpy()[is_real],
+        world.gather(torch.cat(labels)).numpy()[is_real].astype(bool),
+        tuple(bytes(names[row]).decode("ascii") for row in found[is_real]),
+    )
+
+
+class RowsOrder:
+    """Each of some rows exactly once; see ``EvaluationOrder``.
+
+    Args:
+        rows: int64 rows of the index.
+        global_batch_size: samples per step over all processes.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.int64], global_batch_size: int) -> None:
+        self._rows = np.append(rows, -1)  # the last is what a place past the end gets
+        self._places = EvaluationOrder(len(rows), global_batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that serve every row once, the same on every process."""
+        return self._places.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """Return 0: an evaluation is one epoch."""
+        return 0
+
+    def positions(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return this process's positions of a batch."""
+        return self._places.positions(step, rank=rank, world_size=world_size)
+
+    def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return this process's rows of a batch, -1 where the batch is filled up."""
+        return self._rows[self._places.rows(step, rank=rank, world_size=world_size)]
+
+    def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
+        """Return the data set of each row: 0, there is one."""
+        return self._places.sources(step, rank=rank, world_size=world_size)
 
 
 def evaluate(
@@ -127,9 +186,11 @@ def write_report(path: Path, metrics: TaggingMetrics, card: ModelCard) -> None:
 
 
 def print_metrics(metrics: TaggingMetrics, card: ModelCard, console: Console, top: int) -> None:
-    """Print the figures, and the classes from the weakest to the best."""
+    """Print the figures, and ``top`` classes from the weakest on, if any."""
     summary = "  ".join(f"{name} {_figure(value)}" for name, value in metrics.summary().items())
     console.print(summary, highlight=False)
+    if not top:
+        return
     rows = as_json(metrics, card)["classes"]
     measured = [row for row in rows if row["ap"] is not None]
     measured.sort(key=lambda row: row["ap"])

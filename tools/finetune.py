@@ -1,27 +1,49 @@
 """``melstream finetune``: an encoder and a new head learn labels."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..model.augment import augment
 from ..model.encoder import AudioEncoder
+from ..model.hiding import draw_hidden
 from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
 from ..pipeline.batch import Batch
 from ..pipeline.loader import Loader
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
+from .distributed import World
 from .evaluate import predict
-from .model_folder import ModelCard, load_encoder, require_features, write_model
+from .model_folder import ModelCard, load_encoder, require_features
 from .pretrain import band_statistics, run_config, training_crops, training_order
 from .recipe import FinetuneRecipe
-from .run_folder import MODEL_NAME, claim_run
-from .training import Learner, Result, Trainer
+from .run_folder import HEADLINE, claim_run
+from .train_step import Learner
+from .training import Result, Trainer, finish_run
+from .utilisation import samples_per_s_at_peak
+from .wandb_log import require_wandb
 
-HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The clips of one data set that a run learns from and is validated on.
+
+    Args:
+        name: of the part; goes into the run's configuration.
+        train, held_out: int64 rows of the index, ascending.
+    """
+
+    name: str
+    train: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
 
 
 def finetune(
@@ -33,7 +55,9 @@ def finetune(
     console: Console,
     encoder_path: Path | None = None,
     valid: str | Path | None = None,
+    part: Part | None = None,
     resume: bool = False,
+    world: World | None = None,
 ) -> Result:
     """Fine-tune a tagger.
 
@@ -46,23 +70,32 @@ def finetune(
         encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
         valid: data set to validate on every ``train.validate_every`` steps and at the end;
             the weights that did best there become the model. None: the last weights do.
+        part: learn from a part of ``data`` only and validate on another; see ``folds``.
         resume: go on from the last checkpoint in ``out``.
+        world: this process among those of the run; None: it is the only one.
 
     Raises:
         ValueError: the recipe and the data set do not fit.
         DatasetError: no data set, no labels, no encoder, or ``out`` holds another run.
     """
+    world = world or World(device)
+    require_wandb(recipe.train.wandb_project)
     dataset = open_dataset(data)
     _require_labels(dataset, recipe.tagger.task)
-    held_out = None if valid is None else open_dataset(valid)
+    held_out = dataset if part is not None else None if valid is None else open_dataset(valid)
     if held_out is not None:
         _require_same_labels(held_out, dataset)
     torch.manual_seed(recipe.train.seed)
     encoder, history = _body(recipe, dataset, encoder_path)
-    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(device)
+    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(world.device)
     card = _card(recipe, dataset, encoder, history)
     order = training_order(
-        dataset, recipe.data, seed=recipe.train.seed, min_frames=1, console=console
+        dataset,
+        recipe.data,
+        seed=recipe.train.seed,
+        min_frames=1,
+        console=console,
+        chosen=None if part is None else part.train,
     )
     crops = training_crops(
         recipe.data,
@@ -71,21 +104,27 @@ def finetune(
         mask=None,
         seed=recipe.train.seed,
     )
-    config = run_config(recipe.model_dump(mode="json"), dataset) | {"trained_on": card.trained_on}
-    claim_run(out, config, resume=resume)
+    config = run_config(recipe.model_dump(mode="json"), dataset)
+    config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
+    resume = resume or world.n_restarts > 0
+    world.on_main(lambda: claim_run(out, config, resume=resume))
+    rows = None if part is None else part.held_out
+    learner = _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world))
+    loader = Loader(dataset, order, crops, rank=world.rank, world_size=world.size)
     trainer = Trainer(
-        _learner(recipe, tagger, card, held_out),
+        learner,
         order,
-        Loader(dataset, order, crops),
-        train=recipe.train,
-        optim=recipe.optim,
+        loader,
+        recipe=recipe,
         folder=out,
-        meta=config,
+        config=config,
         console=console,
+        world=world,
     )
     result = trainer.run("fine-tuning", resume=resume)
-    if result.is_complete:
-        write_model(out / MODEL_NAME, trainer.best_weights(), card)
+    if result.is_complete and world.is_main:
+        steps = {"steps": result.step}
+        finish_run(out, trainer.final_weights(), card.model_copy(update=steps))
     return result
 
 
@@ -95,7 +134,7 @@ def _card(
     manifest = dataset.manifest
     return ModelCard(
         kind="tagger",
-        encoder=encoder.config,
+        encoder=encoder.config.model_copy(update={"checkpoints_activations": False}),
         features=manifest.features,
         crop_s=recipe.data.crop_s,
         tagger=recipe.tagger,
@@ -105,47 +144,103 @@ def _card(
     )
 
 
-def _learner(
-    recipe: FinetuneRecipe, tagger: Tagger, card: ModelCard, held_out: Dataset | None
-) -> Learner:
-    task = recipe.tagger.task
-
-    def losses(batch: Batch) -> dict[str, Tensor]:
-        assert batch.labels is not None
-        return {"loss": tagger.loss(tagger(batch.logmel, batch.n_frames), batch.labels)}
+def _validation(
+    tagger: Tagger,
+    card: ModelCard,
+    held_out: Dataset | None,
+    rows: npt.NDArray[np.int64] | None,
+    world: World,
+) -> Callable[[], dict[str, float]] | None:
+    """Return what measures the tagger on held-out clips; None where there are none."""
+    if held_out is None:
+        return None
 
     def validate() -> dict[str, float]:
-        assert held_out is not None
-        return predict(tagger, card, held_out).metrics(task).summary()
+        predictions = predict(tagger, card, held_out, rows=rows, world=world)
+        return predictions.metrics(tagger.config.task).summary()
+
+    return validate
+
+
+def _learner(
+    recipe: FinetuneRecipe,
+    tagger: Tagger,
+    card: ModelCard,
+    validate: Callable[[], dict[str, float]] | None,
+) -> Learner:
+    encoder = tagger.encoder
+    generator = torch.Generator(next(tagger.parameters()).device)
+
+    def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        logmel, n_frames, labels = augment(
+            batch.logmel,
+            batch.n_frames,
+            batch.labels,
+            recipe.augment,
+            fill=encoder.normalizer.mean,
+            generator=generator,
+        )
+        hidden = draw_hidden(
+            n_frames,
+            recipe.hiding,
+            stride=card.encoder.stride,
+            n_steps=logmel.shape[1] // card.encoder.stride,
+            latent_dim=card.encoder.latent_dim,
+            generator=generator,
+        )
+        return {"loss": tagger.loss(model(logmel, n_frames, hidden), labels)}
 
     return Learner(
         tagger,
-        _groups(tagger, recipe),
+        learning_groups(tagger, recipe),
         losses,
-        validate=None if held_out is None else validate,
-        metric=HEADLINE[task],
+        body=encoder,
+        prepare=lambda step, seed: generator.manual_seed(seed),
+        validate=validate,
+        metric=HEADLINE[recipe.tagger.task],
+        peak_samples_per_s=samples_per_s_at_peak(
+            card.encoder,
+            round(card.crop_s * card.features.frame_rate_hz),
+            device=generator.device,
+            precision=recipe.train.precision,
+        ),
     )
 
 
 def _body(
     recipe: FinetuneRecipe, dataset: Dataset, path: Path | None
 ) -> tuple[AudioEncoder, tuple[str, ...]]:
-    """Return the encoder and the data sets it has learnt from."""
+    """Return the encoder, with the recipe's regularisation, and the data sets it learnt from."""
+    changes = {
+        "layer_drop": recipe.finetune.layer_drop,
+        "dropout": recipe.finetune.dropout,
+        "checkpoints_activations": recipe.train.checkpoints_activations,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
     if path is None:
-        encoder = AudioEncoder(recipe.model.encoder_config(dataset.manifest.features.n_mels))
+        config = recipe.model.encoder_config(dataset.manifest.features.n_mels)
+        encoder = AudioEncoder(config.model_copy(update=changes))
         encoder.normalizer.set_statistics(*band_statistics(dataset))
         return encoder, ()
-    encoder, card = load_encoder(path)
+    encoder, card = load_encoder(path, changes)
     require_features(card, dataset.manifest, dataset.url)
     return encoder, card.trained_on
 
 
-def _groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, object]]:
-    """Head and body at their own rates; the body rests during the first steps."""
-    decay = recipe.optim.weight_decay
-    body = parameter_groups(tagger.encoder, recipe.optim.lr, decay)
-    head = parameter_groups(tagger.head, recipe.finetune.head_lr, decay)
-    return head + [g | {"frozen_steps": recipe.finetune.freeze_body_steps} for g in body]
+def learning_groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+    """Head and body at their own rates and warm-ups; the body rests during the first steps."""
+    options, decay = recipe.finetune, recipe.optim.weight_decay
+    head = parameter_groups(tagger.head, options.head_lr, decay)
+    if options.head_warmup_steps is not None:
+        head = [group | {"warmup_steps": options.head_warmup_steps} for group in head]
+    parts = [tagger.encoder.context_encoder]
+    if options.freezes_feature_encoder:
+        tagger.encoder.feature_encoder.requires_grad_(False)
+    else:
+        parts = [tagger.encoder.feature_encoder, *parts]
+    body = parameter_groups(nn.ModuleList(parts), recipe.optim.lr, decay)
+    return head + [group | {"frozen_steps": options.freeze_body_steps} for group in body]
 
 
 def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.errors import DatasetError
-from ..shards.index import COLUMNS, Index, hash_index, write_index
+from ..shards.index import COLUMNS, INDEX_NAME, Index, hash_index, write_index
 from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.spec import FeatureSpec
 from ..shards.storage import Storage
@@ -20,40 +20,54 @@ from .coverage import hash_ids
 from .data_card import write_card
 
 
-def common_fields(
-    features: FeatureSpec, shards: Sequence[ShardEntry], sums: BandSums
-) -> dict[str, Any]:
-    """Return the fields of the manifest that follow from features, shards and statistics."""
-    mean, std = sums.mean_and_std()
+def common_fields(features: FeatureSpec, shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    """Return the fields of the manifest that follow from features and shards."""
     return {
         "features": features,
         "feature_hash": features.hash,
         "code": features.code,
         "shards": tuple(shards),
         "n_samples": sum(shard.n_samples for shard in shards),
-        "band_mean": mean,
-        "band_std": std,
     }
 
 
-def finish(storage: Storage, index: Index, manifest: Mapping[str, Any], **card: Any) -> Manifest:
+def write_tables(
+    storage: Storage, index: Index, sums: BandSums, *, name: str = INDEX_NAME
+) -> dict[str, Any]:
+    """Write the index and what is summed up beside it.
+
+    Returns:
+        the fields of the manifest that follow from them.
+    """
+    mean, std = sums.mean_and_std()
+    return {
+        "band_mean": mean,
+        "band_std": std,
+        "ids_hash": hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
+        "index_name": name,
+        "index_hash": hash_index(index),
+        "index_files_hash": write_index(storage, index, counts=sums.counts, name=name),
+    }
+
+
+def finish(
+    storage: Storage, index: Index, sums: BandSums, manifest: Mapping[str, Any], **card: Any
+) -> Manifest:
     """Write index, card and, last, the manifest.
 
     Args:
         storage: where the shards are.
         index: of all of them.
-        manifest: its fields, but for those that follow from the index.
+        sums: over all their log-mels.
+        manifest: its fields, but for those that follow from index and sums.
         card: keywords of ``write_card``.
 
     Returns:
         the manifest.
     """
-    index_files_hash = write_index(storage, index)
     whole = Manifest(
         duration_s=float(index.duration_s.sum(dtype=np.float64)),
-        ids_hash=hash_ids(key.decode("ascii") for key in index.sample_keys().tolist()),
-        index_hash=hash_index(index),
-        index_files_hash=index_files_hash,
+        **write_tables(storage, index, sums),
         **manifest,
     )
     write_card(storage, whole, **card)

@@ -42,16 +42,16 @@ def copy_clips(dataset: Dataset, storage: Storage, *, n_frames: int, max_clips: 
                         "json": dataset.read_member(row, "json") or b"{}",
                     }
                     writer.append(replace(row_of(dataset.index, row), n_frames=n_frames), payloads)
-                    sums += BandSums.of(dataset.read_logmel(row, check=False)[:n_frames])
+                    sums += BandSums.of(logmel, dataset.manifest.features)
             writers.append(writer)
         old = dataset.manifest
         manifest = {
-            **common_fields(old.features, [writer.entry for writer in writers], sums),
+            **common_fields(old.features, [writer.entry for writer in writers]),
             "label_names": old.label_names,
             "label_ids": old.label_ids,
             "split_names": old.split_names,
             "n_rejects": {},
             "build": old.build.model_copy(update={"corpus": f"clips of {old.build.corpus}"}),
         }
-        finish(storage, concatenate([writer.index for writer in writers]), manifest)
+        finish(storage, concatenate([writer.index for writer in writers]), sums, manifest)
     return open_dataset(storage.url)

@@ -179,10 +179,9 @@ def _finish(
     manifests = [dataset.manifest for dataset in datasets]
     sums = BandSums.zero(manifests[0].features.n_mels)
     for dataset in datasets:
-        n_frames = int(dataset.index.n_frames.sum(dtype=np.int64))
-        sums += BandSums.of_dataset(dataset.manifest, n_frames)
+        sums += BandSums.of_dataset(dataset)
     manifest = {
-        **common_fields(manifests[0].features, entries, sums),
+        **common_fields(manifests[0].features, entries),
         "has_audio": manifests[0].has_audio,
         "label_names": _union(m.label_names for m in manifests),
         "label_ids": label_ids,
@@ -192,7 +191,7 @@ def _finish(
     }
     names = ", ".join(f"{d.storage.name} (fingerprint {d.manifest.fingerprint})" for d in datasets)
     origin = f"Merged from {names}."
-    return finish(storage, index, manifest, origin=origin, fields=_first_fields(datasets[0]))
+    return finish(storage, index, sums, manifest, origin=origin, fields=_first_fields(datasets[0]))
 
 
 def _first_fields(dataset: Dataset) -> list[str]:

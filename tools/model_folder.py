@@ -1,6 +1,8 @@
 """A model on disk: weights, and the card that says how to build and feed it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,8 +36,14 @@ def write_model(folder: Path, state: dict[str, Any], card: ModelCard) -> None:
     save_model(folder, state, card.model_dump(mode="json"))
 
 
-def load_encoder(path: Path) -> tuple[AudioEncoder, ModelCard]:
+def load_encoder(
+    path: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[AudioEncoder, ModelCard]:
     """Load a pre-trained encoder from a run folder or a model folder.
+
+    Args:
+        path: the folder.
+        changes: fields of ``EncoderConfig`` that hold no weight, such as ``dropout``.
 
     Raises:
         DatasetError: there is no model, or it is not an encoder.
@@ -45,7 +53,7 @@ def load_encoder(path: Path) -> tuple[AudioEncoder, ModelCard]:
         raise DatasetError(
             f"{path} must hold an encoder, found a {card.kind}; give a run of 'melstream pretrain'"
         )
-    encoder = AudioEncoder(card.encoder)
+    encoder = AudioEncoder(card.encoder.model_copy(update=dict(changes)))
     encoder.load_state_dict(state)
     return encoder, card
 

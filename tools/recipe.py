@@ -14,10 +14,14 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..model.augment import AugmentConfig
 from ..model.encoder import PRESETS, EncoderConfig
+from ..model.hiding import HidingConfig
 from ..model.optim import OptimConfig
 from ..model.tagger import TaggerConfig
 from ..pipeline.masks import MaskConfig
+from ..pipeline.weights import WeightConfig
+from .health import HealthConfig
 
 
 class _Section(BaseModel):
@@ -36,6 +40,9 @@ class DataConfig(_Section):
     shuffle_bytes: int = Field(default=2**30, ge=1, description="bytes the shuffle may hold")
     tail: Literal["drop", "wrap"] = Field(
         default="drop", description="what happens to the last, short batch of an epoch"
+    )
+    weights: WeightConfig | None = Field(
+        default=None, description="class-balanced sampling; none = each clip once per epoch"
     )
 
 
@@ -76,19 +83,64 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16 = autocast; softmax and loss stay float32"
     )
+    compile: bool = Field(
+        default=False, description="torch.compile: minutes at the start, then faster"
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="parts that a process cuts its share of a batch into, to need less memory; "
+        "the batch stays the same",
+    )
+    checkpoints_activations: bool = Field(
+        default=False, description="compute activations twice instead of keeping them"
+    )
+    average_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of a moving average of the weights kept per step; the average is what "
+        "is validated and becomes the model; 0 = no average",
+    )
+    average_last: int = Field(
+        default=0,
+        ge=0,
+        description="the mean of so many last checkpoints becomes the model; 0 = off",
+    )
+    stop_after: int = Field(
+        default=0,
+        ge=0,
+        description="validations without a better figure after which the run ends; 0 = never",
+    )
+    max_skipped_steps: int = Field(
+        default=20, ge=0, description="steps skipped for NaN or inf before the run stops"
+    )
     log_every: int = Field(default=10, ge=1, description="steps between log entries")
     validate_every: int = Field(default=0, ge=0, description="steps; 0 = at the end only")
     checkpoint_every: int = Field(default=500, ge=1, description="steps")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best")
+    wandb_project: str = Field(
+        default="", description="log to this project of Weights & Biases too; empty = do not"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_what_it_averages(self) -> Self:
+        if self.average_last > self.keep_last:
+            raise ValueError(
+                f"`train.keep_last` must be at least `train.average_last` ({self.average_last}), "
+                f"found {self.keep_last}"
+            )
+        return self
 
 
-class _Recipe(_Section):
+class Recipe(_Section):
     """What both kinds of run have."""
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optim: OptimConfig
     train: TrainConfig
+    health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
     def _has_room_for_the_warmup(self) -> Self:
@@ -100,7 +152,7 @@ class _Recipe(_Section):
         return self
 
 
-class PretrainRecipe(_Recipe):
+class PretrainRecipe(Recipe):
     """All of a pre-training run."""
 
     mask: MaskConfig = MaskConfig()
@@ -111,18 +163,47 @@ class FinetuneConfig(_Section):
     """``[finetune]``: how the pre-trained body is treated."""
 
     head_lr: float = Field(
-        gt=0, description="learning rate of the new head; optim.lr is the body's"
+        default=2e-4, gt=0, description="learning rate of the new head; optim.lr is the body's"
+    )
+    head_warmup_steps: int | None = Field(
+        default=None, ge=0, description="warm-up of the head; none = as long as the body's"
     )
     freeze_body_steps: int = Field(
-        default=0, ge=0, description="first steps that train the head only"
+        default=0,
+        ge=0,
+        description="first steps that train the head only, on a body without dropout; as many as "
+        "`train.steps` make a linear probe",
+    )
+    freezes_feature_encoder: bool = Field(
+        default=False, description="the feature encoder stays as it was pre-trained"
+    )
+    layer_drop: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="probability that a block is left out; none = as pre-trained",
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout of the body; none = as pre-trained"
     )
 
 
-class FinetuneRecipe(_Recipe):
+class FinetuneRecipe(Recipe):
     """All of a fine-tuning run; ``[model]`` counts only when training from scratch."""
 
     tagger: TaggerConfig = TaggerConfig()
-    finetune: FinetuneConfig
+    finetune: FinetuneConfig = FinetuneConfig()
+    augment: AugmentConfig = AugmentConfig()
+    hiding: HidingConfig = HidingConfig()
+
+    @model_validator(mode="after")
+    def _has_room_for_the_head_warmup(self) -> Self:
+        if (self.finetune.head_warmup_steps or 0) >= self.train.steps:
+            raise ValueError(
+                f"`finetune.head_warmup_steps` must be below `train.steps` ({self.train.steps}), "
+                f"found {self.finetune.head_warmup_steps}"
+            )
+        return self
 
 
 RecipeT = TypeVar("RecipeT", bound=BaseModel)

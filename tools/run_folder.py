@@ -5,6 +5,7 @@ checkpoints/       step-000200/ …
 tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
 model/             the final model
+evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
 import json
@@ -19,9 +20,27 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model"
+EVALUATIONS_GLOB = "evaluation*.json"
 
-FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "keep_last")
-"""Fields of ``[train]`` that may differ when a run is resumed: they change no weight."""
+HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
+"""The figure on held-out data by which the best step is chosen, by the tagger's task."""
+
+FREE_TO_CHANGE = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_last",
+    "max_skipped_steps",
+    "wandb_project",
+    "accumulate",
+    "checkpoints_activations",
+    "health",
+)
+"""Fields of a recipe that may differ when a run is resumed: they change no batch and no aim.
+
+(``accumulate`` and ``checkpoints_activations`` follow the GPUs at hand; they alter what
+dropout draws, and the rounding of sums.)
+"""
 
 
 def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -41,7 +60,7 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
             f"{folder} holds a run already; add --resume to go on, or choose another --out"
         )
     if path.exists():
-        changed = _differences(json.loads(path.read_bytes()), json.loads(json.dumps(config)))
+        changed = differences(json.loads(path.read_bytes()), config)
         if changed:
             raise DatasetError(
                 f"{folder} holds another run, it cannot be resumed with these settings "
@@ -51,6 +70,11 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """List where the saved configuration of a run and the one of now differ, with both values."""
+    return _differences(saved, json.loads(json.dumps(config)))
 
 
 def _differences(saved: Any, now: Any, path: str = "") -> list[str]:

@@ -145,14 +145,15 @@ class _Copier:
         dataset = self._dataset
         payloads = {name: dataset.read_member(row, name) for name in members(dataset, row)}
         writer.append(row_of(dataset.index, row), payloads)
-        self._sums += BandSums.of(dataset.read_logmel(row, check=False))
+        stored = dataset.read_stored(row, check=False)
+        self._sums += BandSums.of(stored, dataset.manifest.features)
 
     def finish(self, build: BuildSettings, origin: str) -> Manifest:
         """Write the tables; the manifest last."""
         old = self._dataset.manifest
         index = concatenate(self._indexes)
         manifest = {
-            **common_fields(old.features, self._entries, self._sums),
+            **common_fields(old.features, self._entries),
             "has_audio": old.has_audio,
             "label_names": old.label_names,
             "label_ids": old.label_ids,
@@ -161,7 +162,7 @@ class _Copier:
             "build": build,
         }
         fields = [JSON_FIELD, LOGMEL_FIELD] if index.json_size.all() else [LOGMEL_FIELD]
-        return finish(self._storage, index, manifest, origin=origin, fields=fields)
+        return finish(self._storage, index, self._sums, manifest, origin=origin, fields=fields)
 
 
 def _sizes(dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -2,69 +2,36 @@
 
 The loop knows neither task: a ``Learner`` says what is trained and how a batch becomes
 losses. The place in the run is one number, the step; checkpoints hold it with the weights,
-the optimiser, the random state and the state of the order.
+the optimiser and the state of the order.
+
+    train_step       one update          run_log   scalars        health      is it alive?
+    run_checkpoints  what is kept        live_view the terminal   distributed many processes
 """
 
-import json
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
-from ..model.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from ..model.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from ..pipeline.batch import Batch
+from ..pipeline.batch import Batch, on_device
 from ..pipeline.loader import Loader
 from ..pipeline.order import TrainingOrder
 from ..shards.errors import MelstreamError
-from ..shards.files import write_bytes
-from .progress import Report, progress
-from .recipe import TrainConfig
-from .run_folder import CHECKPOINTS_NAME, METRICS_NAME, TENSORBOARD_NAME
-
-
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """What a run trains.
-
-    Args:
-        module: everything whose weights go into a checkpoint, on its device.
-        groups: optimiser groups; ``lr`` is the peak, ``frozen_steps`` the first steps in
-            which the group does not move.
-        losses: a batch on the device -> ``loss`` and whatever else is worth logging, scalars.
-        validate: figures on held-out data, or None.
-        metric: the figure of ``validate`` by which the best checkpoint is kept (higher is better).
-    """
-
-    module: nn.Module
-    groups: list[dict[str, Any]]
-    losses: Callable[[Batch], dict[str, Tensor]]
-    validate: Callable[[], dict[str, float]] | None = None
-    metric: str = ""
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands; goes into checkpoints."""
-
-    step: int = 0
-    best_metric: float = -math.inf
-    best_step: int = -1
+from .distributed import Agreement, World
+from .health import Circumstances, DeadRunError, find_illness
+from .live_view import View, live_view
+from .model_folder import ModelCard, write_model
+from .recipe import Recipe
+from .run_checkpoints import Progress, RunCheckpoints
+from .run_folder import MODEL_NAME
+from .run_log import RunLog, Window
+from .signals import catch_signals
+from .train_step import Learner, Updater
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +51,28 @@ class Result:
     wall_s: float
 
 
+def finish_run(folder: Path, state: dict[str, Tensor], card: ModelCard) -> None:
+    """Write what a finished run leaves beside its log and checkpoints.
+
+    Args:
+        folder: of the run.
+        state: weights of the model.
+        card: what belongs to them.
+    """
+    write_model(folder / MODEL_NAME, state, card)
+
+
 class Trainer:
     """Run a learner over an order.
 
     Args:
         learner: what is trained.
-        order, loader: the batches, by step.
-        train, optim: the recipe's sections.
+        order, loader: the batches, by step; the loader gives this process its share.
+        recipe: its sections for the optimiser, the loop and the alarm.
         folder: of the run.
-        meta: plain data kept in every checkpoint.
+        config: everything that decides the run's weights; kept in every checkpoint.
         console: where progress is shown.
+        world: this process among those of the run.
     """
 
     def __init__(
@@ -102,61 +81,88 @@ class Trainer:
         order: TrainingOrder,
         loader: Loader,
         *,
-        train: TrainConfig,
-        optim: OptimConfig,
+        recipe: Recipe,
         folder: Path,
-        meta: dict[str, Any],
+        config: dict[str, Any],
         console: Console,
+        world: World,
     ) -> None:
         self._learner, self._order, self._loader = learner, order, loader
-        self._train, self._optim = train, optim
-        self._folder, self._meta, self._console = folder, meta, console
-        self._device = next(learner.module.parameters()).device
-        self._optimizer = build_optimizer(learner.groups, optim)
+        self._train, self._health = recipe.train, recipe.health
+        self._circumstances = Circumstances(recipe.optim.warmup_steps, learner.chance)
+        self._folder, self._config, self._console = folder, config, console
+        self._world = world
+        self._updater = Updater(learner, train=recipe.train, optim=recipe.optim, world=world)
+        self._checkpoints = RunCheckpoints(
+            folder, config, keep_last=recipe.train.keep_last, console=console
+        )
         self._at = Progress()
 
     def run(self, title: str, *, resume: bool) -> Result:
-        """Train to the last step, or until SIGTERM or Ctrl-C.
+        """Train to the last step, until validation gets no better, or until SIGTERM or Ctrl-C.
 
         Args:
             title: shown beside the progress bar.
             resume: start from the last checkpoint, if there is one.
 
         Raises:
-            MelstreamError: the loss is not finite.
-            CheckpointError: the last checkpoint cannot be used.
+            MelstreamError: more steps than allowed had no finite gradient.
+            DeadRunError: the run learns nothing any more.
+            CheckpointError: no checkpoint can be used, or none can be written.
         """
         start = time.monotonic()
         if resume:
             self._restore()
-        log = _Log(self._folder, self._at.step)
+        log = RunLog(
+            self._folder,
+            self._at.step,
+            world=self._world,
+            wandb_project=self._train.wandb_project,
+            config=self._config,
+        )
         with (
-            progress(title, self._train.steps, self._console) as report,
-            _catch_signals() as interrupted,
+            live_view(title, self._train.steps, self._console) as view,
+            catch_signals() as received,
+            closing(log),
         ):
-            try:
-                self._loop(log, report, interrupted)
-            finally:
-                log.close()
-        is_complete = self._at.step == self._train.steps
-        return Result(self._at.step, is_complete, log.last, time.monotonic() - start)
+            self._loop(log, view, received)
+        return Result(self._at.step, self._is_over(), log.last, time.monotonic() - start)
 
-    def _loop(self, log: "_Log", report: Report, interrupted: list[int]) -> None:
-        self._learner.module.train()
-        window = _Window()
-        with closing(self._loader.batches(self._at.step, self._train.steps)) as batches:
-            while self._at.step < self._train.steps and not interrupted:
-                window.add(*self._timed_step(batches))
-                self._at.step += 1
+    def final_weights(self) -> dict[str, Tensor]:
+        """Return what becomes the model.
+
+        The mean of the last checkpoints if the recipe asks for it; else the weights that did
+        best on held-out data; without such data the last ones. Where the run keeps a moving
+        average, these are the average's.
+        """
+        if self._train.average_last:
+            return self._checkpoints.average_last(self._train.average_last)
+        if self._at.best_step not in (-1, self._at.step):
+            return self._checkpoints.weights(self._at.best_step)
+        average = self._updater.average
+        return (self._learner.module if average is None else average).state_dict()
+
+    def _loop(self, log: RunLog, view: View, received: list[int]) -> None:
+        agreement, window = Agreement(self._world), Window()
+        is_saved, is_stopped = True, False
+        if self._at.step > 0:  # the run may have died while it validated
+            self._validate_and_save(log, view)
+        self._updater.train_mode(self._at.step)
+        with closing(self._loader.batches(self._at.step, self._train.steps)) as on_host:
+            batches = on_device(on_host, self._world.device)
+            while not (self._is_over() or is_stopped):
+                self._timed_step(batches, window)
+                view.step(self._at.step)
                 if self._is_due(self._train.log_every):
-                    log.write(self._at.step, window.figures())
-                    window = _Window()
-                    report(self._at.step, f"loss {log.last['loss']:.3f}")
-                if self._is_due(self._train.validate_every):
-                    self._validate(log)
-                if self._is_due(self._train.checkpoint_every):
+                    self._write(log, view, window)
+                    window = Window()
+                is_saved = self._is_due(self._train.checkpoint_every)
+                if is_saved:  # before the validation: a run that dies in it loses nothing
                     self._save()
-        if interrupted:
+                is_saved |= self._validate_and_save(log, view)
+                is_stopped = agreement.hear(bool(received))
+        agreement.finish()
+        if not is_saved:
             self._save()
 
     def _is_due(self, every: int) -> bool:
@@ -164,184 +170,81 @@ class Trainer:
         is_last = self._at.step == self._train.steps
         return is_last or (every > 0 and self._at.step % every == 0)
 
-    def _timed_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float, float]:
-        """Return figures (on the device), samples, seconds waited for data, seconds in all."""
+    def _is_over(self) -> bool:
+        """Say whether all steps are done, or validation has got no better for too long."""
+        is_stale = 0 < self._train.stop_after <= self._at.n_worse
+        return is_stale or self._at.step == self._train.steps
+
+    def _timed_step(self, batches: Iterator[Batch], window: Window) -> None:
         start = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter() - start
-        figures = self._step(batch.to(self._device))
-        return figures, len(batch.rows), waited, time.perf_counter() - start
+        waited_s = time.perf_counter() - start
+        figures = self._updater.update(self._at.step, batch)
+        self._at.step += 1
+        total_s = time.perf_counter() - start
+        window.add(figures, len(batch.rows), waited_s=waited_s, total_s=total_s)
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update; returns what the learner reports, without waiting for the device."""
-        factor = learning_rate(self._at.step, self._train.steps, self._optim)
-        set_learning_rate(self._optimizer, factor)
-        with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._train.precision == "bfloat16"
-        ):
-            figures = self._learner.losses(batch)
-        figures["loss"].backward()
-        for group in self._optimizer.param_groups:
-            if self._at.step < group.get("frozen_steps", 0):
-                for parameter in group["params"]:
-                    parameter.grad = None
-        parameters = self._learner.module.parameters()
-        norm = nn.utils.clip_grad_norm_(parameters, self._optim.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        rate = torch.tensor(self._optimizer.param_groups[0]["lr"])
-        return {name: value.detach() for name, value in figures.items()} | {
-            "grad_norm": norm.detach(),
-            "lr": rate,
-        }
+    def _write(self, log: RunLog, view: View, window: Window) -> None:
+        n_skipped = int(self._updater.n_skipped)
+        figures = window.figures(self._world) | self._updater.rates()
+        if self._learner.peak_samples_per_s is not None:
+            at_peak = self._learner.peak_samples_per_s * self._world.size
+            figures["mfu"] = figures["samples_per_s"] / at_peak
+        log.write(self._at.step, figures | {"skipped_steps": n_skipped})
+        view.figures(self._at.step, figures)
+        if n_skipped > self._train.max_skipped_steps:
+            raise MelstreamError(
+                f"{n_skipped} of {self._at.step} steps had a gradient of NaN or inf and were "
+                f"skipped, more than train.max_skipped_steps ({self._train.max_skipped_steps}); "
+                "start a new run with a lower optim.lr or a longer optim.warmup_steps"
+            )
+        illness = self._world.on_main(
+            lambda: find_illness(list(log.recent), self._health, self._circumstances)
+        )
+        if illness is not None:
+            self._raise_alarm(illness)
 
-    def _validate(self, log: "_Log") -> None:
-        if self._learner.validate is None:
-            return
-        figures = self._learner.validate()
-        self._learner.module.train()
-        log.write(self._at.step, {f"valid/{name}": value for name, value in figures.items()})
-        if figures[self._learner.metric] > self._at.best_metric:
-            self._at.best_metric, self._at.best_step = figures[self._learner.metric], self._at.step
-            self._save()
+    def _raise_alarm(self, illness: str) -> None:
+        if self._health.alarm == "stop":
+            raise DeadRunError(
+                f"stopped at step {self._at.step}: {illness}. To go on all the same: "
+                "--resume --set health.alarm=warn"
+            )
+        self._console.print(
+            f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
+        )
 
-    def best_weights(self) -> dict[str, Tensor]:
-        """Return the weights that did best on held-out data, or the last ones without it."""
-        if self._at.best_step in (-1, self._at.step):
-            return self._learner.module.state_dict()
-        root = self._folder / CHECKPOINTS_NAME
-        return load_checkpoint(root / _checkpoint_name(self._at.best_step)).model_state
+    def _validate_and_save(self, log: RunLog, view: View) -> bool:
+        """Validate if it is due, and save what it changed; say whether that was so."""
+        is_due = self._is_due(self._train.validate_every)
+        if self._learner.validate is None or not is_due or self._at.validated_step == self._at.step:
+            return False
+        with self._updater.averaged_weights():
+            measured = self._learner.validate()
+        self._updater.train_mode(self._at.step)
+        figures = {f"valid/{name}": value for name, value in measured.items()}
+        log.write(self._at.step, figures)
+        view.figures(self._at.step, figures)
+        if not self._at.take(measured[self._learner.metric]) and not self._is_over():
+            return False
+        self._save()
+        return True
 
     def _save(self) -> None:
-        if not all(p.isfinite().all() for p in self._learner.module.parameters()):
-            raise MelstreamError(
-                f"weights are not finite at step {self._at.step}, the last checkpoint is kept; "
-                "start a new run with a lower optim.lr or optim.clip_norm"
+        order = self._order.state(self._at.step)
+        if self._world.is_main:
+            self._checkpoints.save(
+                self._learner.module.state_dict(), self._updater, self._at, order
             )
-        root = self._folder / CHECKPOINTS_NAME
-        save_checkpoint(
-            root,
-            self._at.step,
-            model_state=self._learner.module.state_dict(),
-            optimizer_state=self._optimizer.state_dict(),
-            rng_state=_random_state(self._device),
-            meta=self._meta
-            | {
-                "order": self._order.state(self._at.step),
-                "best_metric": self._at.best_metric if self._at.best_step >= 0 else None,
-                "best_step": self._at.best_step,
-            },
-        )
-        best = root / _checkpoint_name(self._at.best_step)
-        prune_checkpoints(root, self._train.keep_last, keep={best})
 
     def _restore(self) -> None:
-        path = latest_checkpoint(self._folder / CHECKPOINTS_NAME)
-        if path is None:
+        checkpoint = self._world.on_main(self._checkpoints.last)
+        if checkpoint is None:
             return
-        checkpoint = load_checkpoint(path)
+        self._at = Progress(**checkpoint.meta["progress"])
         self._at.step = self._order.resume(checkpoint.meta["order"])
-        self._at.best_step = checkpoint.meta["best_step"]
-        if checkpoint.meta["best_metric"] is not None:
-            self._at.best_metric = checkpoint.meta["best_metric"]
         self._learner.module.load_state_dict(checkpoint.model_state)
-        self._optimizer.load_state_dict(checkpoint.optimizer_state)
-        _set_random_state(self._device, checkpoint.rng_state)
-        self._console.print(f"resumed from {path} at step {self._at.step}", highlight=False)
-
-
-@dataclass(slots=True)
-class _Window:
-    """Figures since the last log entry; tensors stay on the device until they are logged."""
-
-    steps: list[dict[str, Tensor]] = field(default_factory=list)
-    n_samples: int = 0
-    waited_s: float = 0.0
-    total_s: float = 0.0
-
-    def add(
-        self, figures: dict[str, Tensor], n_samples: int, waited_s: float, total_s: float
-    ) -> None:
-        self.steps.append(figures)
-        self.n_samples += n_samples
-        self.waited_s += waited_s
-        self.total_s += total_s
-
-    def figures(self) -> dict[str, float]:
-        means = {
-            name: float(torch.stack([step[name].float() for step in self.steps]).mean())
-            for name in self.steps[0]
-        }
-        return means | {
-            "samples_per_s": self.n_samples / self.total_s,
-            "data_wait_share": self.waited_s / self.total_s,
-        }
-
-
-class _Log:
-    """TensorBoard and ``metrics.jsonl``, cut back to the step a run resumes at."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.last: dict[str, float] = {}
-        self._board = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=step + 1)
-        path = folder / METRICS_NAME
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        write_bytes(path, b"".join(line for line in lines if _is_up_to(line, step)))
-        self._file = path.open("a")
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        if not math.isfinite(figures.get("loss", 0.0)):
-            raise MelstreamError(
-                f"the loss is {figures['loss']} at step {step}; start a new run with a lower "
-                "optim.lr or optim.clip_norm"
-            )
-        self.last |= figures
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def _is_up_to(line: bytes, step: int) -> bool:
-    """Say whether a line of ``metrics.jsonl`` is whole and not past the step."""
-    try:
-        return json.loads(line)["step"] <= step
-    except json.JSONDecodeError:  # torn by a crash: the run writes it again
-        return False
-
-
-def _checkpoint_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
-@contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying, so that a checkpoint can be written."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+        self._updater.restore(checkpoint)
+        self._console.print(
+            f"resumed from {checkpoint.path} at step {self._at.step}", highlight=False
+        )

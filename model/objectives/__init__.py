@@ -1,7 +1,7 @@
 """What a model learns from: one file per objective, and the one list of them.
 
 An objective is a frozen config and an ``nn.Module`` made from it and the encoder's
-config. Its ``forward(encoder, *, logmel, n_frames, mask, distractors)`` returns
+config. Its ``forward(encoder, *, logmel, n_frames, mask, distractors, step)`` returns
 scalars by name, ``loss`` among them; whatever else it returns is logged. To add one,
 write its file and its line in ``OBJECTIVES``: the contract test finds it there.
 """

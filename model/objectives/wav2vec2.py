@@ -1,9 +1,9 @@
-"""Contrastive learning of masked steps, as wav2vec 2.0, without a quantizer.
+"""Contrastive learning of masked steps, as wav2vec 2.0, with or without a quantizer.
 
 Every masked step must pick its own target, a linear view of the latent that was
 hidden from it, among distractors from other masked steps of the same sample
 (Baevski et al. 2020, arXiv:2006.11477, equation 3; for log-mel and conformers
-Srivastava et al. 2022, arXiv:2110.07313).
+Srivastava et al. 2022, arXiv:2110.07313, who leave the quantizer out).
 
 Legend: B batch, T log-mel frames, S latent steps, M masked steps per sample,
 N distractors per masked step, D model width.
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..encoder import AudioEncoder, EncoderConfig
+from ..quantizer import GumbelQuantizer, Quantized, QuantizerConfig
 
 
 class Wav2Vec2Config(BaseModel):
@@ -27,6 +28,12 @@ class Wav2Vec2Config(BaseModel):
         default=0.1,
         gt=0,
         description="divides the cosine similarity; no unit (fairseq: `logit_temp`)",
+    )
+    quantizer: QuantizerConfig | None = Field(
+        default=None, description="codebooks that the targets are taken from; None: as the paper"
+    )
+    diversity_weight: float = Field(
+        default=0.1, ge=0, description="of the diversity loss, which only a quantizer has"
     )
 
 
@@ -42,6 +49,11 @@ class Wav2Vec2(nn.Module):
         super().__init__()
         self.config = config
         self.mask_embedding = nn.Parameter(torch.empty(encoder_config.latent_dim).uniform_())
+        self.quantizer = (
+            None
+            if config.quantizer is None
+            else GumbelQuantizer(encoder_config.latent_dim, config.quantizer)
+        )
         self.target_projection = nn.Linear(encoder_config.latent_dim, encoder_config.dim)
 
     def forward(
@@ -52,6 +64,7 @@ class Wav2Vec2(nn.Module):
         n_frames: Int[Tensor, " B"] | None,
         mask: Bool[Tensor, "B S"],
         distractors: Int[Tensor, "B M N"],
+        step: Int[Tensor, ""],
     ) -> dict[str, Float32[Tensor, ""]]:
         """Compute the loss of one batch and what to watch beside it.
 
@@ -67,14 +80,20 @@ class Wav2Vec2(nn.Module):
             distractors: int32 or int64, shape (B, M, N), values in 0..M-1: the
                 distractors of a masked step, counted among the masked steps of
                 its sample in order of time.
+            step: integer, no dimension: the optimiser step, from 0.
 
         Returns:
             Scalars, float32; all but the loss are detached:
-            ``loss``: mean InfoNCE over all masked steps, in nats.
+            ``loss``: mean InfoNCE over all masked steps, in nats; with a quantizer plus
+            ``diversity_weight`` times the diversity loss.
             ``accuracy``: share of masked steps whose target beats each distractor.
             ``target_std``: standard deviation of a target channel over all masked
             steps, mean over channels; near zero when the targets collapse.
             ``masked_share``: masked steps per valid step.
+            With a quantizer also ``contrastive_loss`` and ``diversity_loss``, the two
+            parts; ``perplexity``, of the mean distribution over the entries of a codebook,
+            mean over codebooks, ``code_perplexity``, of the entries that were chosen; and
+            ``gumbel_temperature``.
 
         Raises:
             ValueError: shapes that do not fit together, or another count of masked steps.
@@ -82,17 +101,37 @@ class Wav2Vec2(nn.Module):
         latents, padding_mask = encoder.latents(logmel, n_frames)
         _check_masking(latents, mask, distractors)
         steps = masked_steps(mask, n_masked=distractors.shape[1])
-        targets = self.target_projection(_take(latents, steps))
+        hidden = _take(latents, steps)
+        quantized = None if self.quantizer is None else self.quantizer(hidden, step)
+        targets = self.target_projection(hidden if quantized is None else quantized.values)
         context = encoder.context_encoder(self.hide(latents, mask), padding_mask)
         loss, accuracy = info_nce(
-            _take(context, steps), targets, distractors, temperature=self.config.temperature
+            _take(context, steps),
+            targets,
+            distractors,
+            temperature=self.config.temperature,
+            identities=None if quantized is None else quantized.codes,
         )
         n_valid = mask.numel() if padding_mask is None else (~padding_mask).sum()
-        return {
+        scalars = {
             "loss": loss,
             "accuracy": accuracy,
             "target_std": targets.detach().float().flatten(0, 1).std(0, correction=0).mean(),
             "masked_share": mask.sum() / n_valid,
+        }
+        return scalars if quantized is None else scalars | self._with_diversity(loss, quantized)
+
+    def _with_diversity(
+        self, contrastive: Float32[Tensor, ""], quantized: Quantized
+    ) -> dict[str, Float32[Tensor, ""]]:
+        """Return the scalars that a quantizer changes or adds."""
+        return {
+            "loss": contrastive + self.config.diversity_weight * quantized.diversity_loss,
+            "contrastive_loss": contrastive.detach(),
+            "diversity_loss": quantized.diversity_loss.detach(),
+            "perplexity": quantized.perplexity,
+            "code_perplexity": quantized.code_perplexity,
+            "gumbel_temperature": quantized.temperature,
         }
 
     def hide(
@@ -124,6 +163,7 @@ def info_nce(
     distractors: Int[Tensor, "B M N"],
     *,
     temperature: float,
+    identities: Int[Tensor, "B M G"] | None = None,
 ) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
     """Score each context against its target and its distractors, in float32.
 
@@ -136,6 +176,9 @@ def info_nce(
         targets: floating, shape (B, M, D).
         distractors: integer, shape (B, M, N), rows of ``targets`` of the same sample.
         temperature: divides the cosine similarity.
+        identities: integer, shape (B, M, G): the codes of each target. Targets are equal
+            whose codes all are; a product of matrices may round their rows differently.
+            None: whose channels all are.
 
     Returns:
         loss: float32 scalar, in nats; the mean over B * M steps.
@@ -150,7 +193,8 @@ def info_nce(
         context, targets = context.float(), targets.float()
         similarity = F.normalize(context, dim=-1) @ F.normalize(targets, dim=-1).mT / temperature
         positive = similarity.diagonal(dim1=1, dim2=2)  # (B, M)
-        others = similarity.masked_fill(_equal_rows(targets.detach()), -torch.inf)
+        same = _equal_rows(targets.detach() if identities is None else identities.float())
+        others = similarity.masked_fill(same, -torch.inf)
         negative = others.gather(2, distractors.long())  # (B, M, N)
         logits = torch.cat([positive[..., None], negative], dim=-1)
         loss = (logits.logsumexp(dim=-1) - positive).mean()

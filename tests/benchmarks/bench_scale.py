@@ -59,14 +59,17 @@ def fill(plan: Any, folder: Path) -> None:
     from melstream.shards.index import COLUMNS, Index, key_bytes
     from melstream.shards.manifest import ShardEntry
     from melstream.shards.storage import open_storage
-    from melstream.tools.build_job import DoneRecord, make_job, write_index_part
+    from melstream.tools.band_sums import BandSums
+    from melstream.tools.build_job import DoneRecord, make_job, write_part
 
     storage, rng = open_storage(folder), np.random.default_rng(0)
     folder.mkdir(parents=True)
+    n_mels = plan.settings.features.n_mels
     for number in range(plan.n_shards):
         job = make_job(plan, storage, "train", number)
         n = len(job.clips)
         columns = {name: rng.integers(0, 2**31, n).astype(d) for name, d in COLUMNS.items()}
+        columns |= figures(n, rng)
         columns["key"] = key_bytes([clip.key for clip in job.clips])
         columns["shard"] = np.zeros(n, np.int32)
         columns["n_frames"] = np.full(n, 1_001, np.int32)
@@ -76,24 +79,42 @@ def fill(plan: Any, folder: Path) -> None:
         columns["label_indptr"] = np.arange(n + 1) * 2
         for name in ("logmel_hash", "json_hash", "audio_hash"):
             columns[name] = rng.integers(0, 2**63, n).astype(np.uint64)
-        write_index_part(job, Index(columns))
+        counts = np.zeros((n_mels, 256), np.int64)
+        counts[:, 100] = 1_001 * n
+        mean = np.full(n_mels, -8.0)
+        sums = BandSums(1_001 * n, 1_001 * n * mean, 1_001 * n * (mean**2 + 4), counts)
+        write_part(job, Index(columns), sums)
         with (folder / job.tar_name).open("wb") as file:
             file.truncate(131_072 * n)  # takes no room
         entry = ShardEntry(
             name=job.tar_name, size_bytes=131_072 * n, n_samples=n, sha256=f"{number:064x}"
         )
-        sums = (0.0,) * plan.settings.features.n_mels
         record = DoneRecord(
             entry=entry,
             n_clips=n,
             rejects=(),
             duration_s=CLIP_S * n,
-            band_sum=sums,
-            band_sum_squares=sums,
-            n_frames=1_001 * n,
             seconds={},
         )
         (folder / job.record_name).write_bytes(record.model_dump_json().encode())
+
+
+def figures(n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Make up what recordings of the usual kind would show."""
+    silence = np.float32(rng.beta(0.2, 4, n))
+    return {
+        "split": np.full(n, -1, np.int16),
+        "start_s": np.float32(rng.integers(0, N_STARTS, n)),
+        "duration_s": np.full(n, CLIP_S, np.float32),
+        "sample_rate": rng.choice(np.array([22_050, 44_100, 48_000], np.int32), n),
+        "n_channels": rng.integers(1, 3, n).astype(np.int16),
+        "peak": np.float32(rng.beta(6, 1, n)),
+        "rms_dbfs": np.float32(rng.normal(-23, 5, n)),
+        "clipped_share": np.float32(rng.exponential(1e-4, n) * (rng.random(n) < 0.2)),
+        "silence_share": np.where(silence > 0.01, silence, 0),
+        "dc_offset": np.float32(rng.normal(0, 1e-4, n)),
+        "bandwidth_hz": np.float32(rng.choice([5_702, 7_673, 8_000], n, p=[0.1, 0.1, 0.8])),
+    }
 
 
 def assemble_step(n_clips: int, folder: Path) -> dict[str, float]:

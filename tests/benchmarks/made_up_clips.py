@@ -44,13 +44,14 @@ def _finish(storage: Storage, writers: Sequence[ShardWriter], noise: np.ndarray)
         max_shard_bytes=2**28,
     )
     manifest = {
-        **common_fields(SPEC, [writer.entry for writer in writers], BandSums.of(noise)),
+        **common_fields(SPEC, [writer.entry for writer in writers]),
         "label_names": tuple(f"class {number:03d}" for number in range(N_CLASSES)),
         "label_ids": None,
         "n_rejects": {},
         "build": build,
     }
-    finish(storage, concatenate([writer.index for writer in writers]), manifest)
+    index = concatenate([writer.index for writer in writers])
+    finish(storage, index, BandSums.of(noise, SPEC), manifest)
 
 
 def _sample(number: int, logmel: np.ndarray) -> Sample:

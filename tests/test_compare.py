@@ -1,0 +1,130 @@
+"""Two data sets side by side: each number equals a naive one, each leak is found."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_sample, write_dataset
+
+from melstream.shards.dataset import Dataset
+from melstream.shards.spec import PRESETS
+from melstream.tools.compare import compare, inspect_against
+from melstream.tools.inspect_leaks import _hashed
+from melstream.tools.inspection import Comparison, Drift
+
+
+def drift(found: Comparison, name: str) -> Drift:
+    return next(one for one in found.drifts if one.name == name)
+
+
+@pytest.fixture(scope="module")
+def found(built: Callable[[str], Dataset]) -> Comparison:
+    return compare(built("train"), built("eval"))
+
+
+def largest_gap(one: np.ndarray, two: np.ndarray) -> float:
+    """The Kolmogorov-Smirnov distance, by its definition."""
+    return max(abs(np.mean(one <= at) - np.mean(two <= at)) for at in np.concatenate([one, two]))
+
+
+@pytest.mark.parametrize("name", ["rms_dbfs", "bandwidth_hz", "duration_s", "silence_share"])
+def test_columns_differ_by_the_largest_gap(
+    found: Comparison, built: Callable[[str], Dataset], name: str
+) -> None:
+    sides = [built(split).index.column(name) for split in ("train", "eval")]
+    assert drift(found, name).value == pytest.approx(largest_gap(*sides), abs=1e-12)
+
+
+def test_bands_differ_by_the_effect_of_the_frames(
+    found: Comparison, built: Callable[[str], Dataset]
+) -> None:
+    one, two = (
+        np.concatenate([d.read_logmel(row) for row in range(len(d))]).astype(np.float64)
+        for d in (built("train"), built("eval"))
+    )
+    pooled = np.sqrt((len(one) * one.var(0) + len(two) * two.var(0)) / (len(one) + len(two)))
+    effects = (one.mean(0) - two.mean(0)) / pooled
+    np.testing.assert_allclose(found.band_effects, effects, atol=1e-9)
+    assert drift(found, "bands").value == pytest.approx(np.abs(effects).mean())
+
+
+def test_class_shares_differ_by_half_the_sum_of_differences(
+    found: Comparison, built: Callable[[str], Dataset]
+) -> None:
+    shares = []
+    for split in ("train", "eval"):
+        dataset = built(split)
+        ids, names = dataset.index.label_ids, dataset.manifest.label_names
+        shares.append({name: np.mean(ids == i) for i, name in enumerate(names)})
+    names = shares[0].keys() | shares[1].keys()
+    gaps = {name: abs(shares[0].get(name, 0) - shares[1].get(name, 0)) for name in names}
+    assert drift(found, "class_shares").value == pytest.approx(sum(gaps.values()) / 2)
+    assert gaps[found.class_drifts[0].name] == pytest.approx(max(gaps.values()))
+    assert found.leaks == ()
+
+
+def test_a_set_is_the_same_as_itself(built: Callable[[str], Dataset]) -> None:
+    found = compare(built("eval"), built("eval"))
+    assert {one.verdict for one in found.drifts} == {"same"}
+    assert max(one.value for one in found.drifts) == 0
+    assert [(leak.kind, leak.n_samples) for leak in found.leaks] == [("key", 24), ("audio", 24)]
+
+
+@pytest.mark.parametrize(
+    ("shift_db", "verdict"), [(0.0, "same"), (1.75, "small"), (3.25, "moderate"), (6.0, "large")]
+)
+def test_a_shift_of_the_level_is_judged_by_its_effect(
+    tmp_path: Path, shift_db: float, verdict: str
+) -> None:
+    rng = np.random.default_rng(0)
+    sets = []
+    for name, shift in (("one", 0.0), ("two", shift_db)):
+        levels = rng.normal(-20 + shift, 5, 2_000)
+        samples = [make_sample(n, n_frames=1) for n in range(2_000)]
+        samples = [
+            replace(s, info=s.info.model_copy(update={"rms_dbfs": level}))
+            for s, level in zip(samples, levels.tolist(), strict=True)
+        ]
+        sets.append(write_dataset(tmp_path / name, [samples]))
+    found = drift(compare(*sets), "rms_dbfs")
+    assert found.verdict == verdict, found
+
+
+def test_shared_keys_and_audio_are_warnings(tmp_path: Path) -> None:
+    train = write_dataset(tmp_path / "train", [[make_sample(n) for n in range(40)]])
+    samples = [make_sample(n) for n in range(38, 50)]  # two keys, with their audio
+    for place, original in ((4, 7), (6, 7)):
+        info = samples[place].info.model_copy(update={"audio_hash": f"{original:016x}"})
+        samples[place] = replace(samples[place], info=info)
+    held_out = write_dataset(tmp_path / "eval", [samples])
+    found = inspect_against(held_out, train)
+    assert found.comparison is not None
+    leaks = {leak.kind: (leak.n_samples, leak.examples) for leak in found.comparison.leaks}
+    assert leaks == {
+        "key": (2, ("clip-0038", "clip-0039")),
+        "audio": (4, ("clip-0038", "clip-0039", "clip-0042", "clip-0044")),
+    }
+    told = {warning.code: warning for warning in found.warnings}
+    assert {"leak_key", "leak_audio"} <= told.keys()
+    assert f"4 samples of {held_out.url} have exactly the audio of" in told["leak_audio"].message
+
+
+def test_other_features_are_told_and_bands_left_out(
+    built: Callable[[str], Dataset], tmp_path: Path
+) -> None:
+    spec = PRESETS["conformer64"].model_copy(update={"fmin": 50.0})
+    samples = [[make_sample(n) for n in range(5)]]
+    other = write_dataset(tmp_path / "other", samples, features=spec, feature_hash=spec.hash)
+    found = compare(built("eval"), other)
+    assert found.band_effects is None
+    assert "fmin 20.0 and 50.0" in drift(found, "features").detail
+    assert not [one for one in found.drifts if one.name == "bands"]
+
+
+def test_names_become_the_same_numbers_however_they_are_padded() -> None:
+    names = np.array([f"{'ab' * (n % 20)}{n}" for n in range(5_000)], "S")
+    hashes = _hashed(names)
+    assert len(np.unique(hashes)) == 5_000
+    np.testing.assert_array_equal(_hashed(names.astype("S89")), hashes)

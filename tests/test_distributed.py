@@ -1,0 +1,149 @@
+"""A run on real audio that goes from one process to two, is killed, and goes back to one.
+
+One story, told once and looked at from several sides: one process trains 4 steps and is told
+to stop. torchrun goes on with two processes by gloo; one of them is killed by SIGKILL, and
+torchrun's own agent starts both anew. Later one of the two is told to stop. One process
+finishes the run.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from melstream.model.checkpoint import load_checkpoint
+from melstream.shards.dataset import Dataset
+from melstream.shards.errors import MelstreamError
+from melstream.tools.distributed import Agreement, World, join_world
+from melstream.tools.pretrain import pretrain
+from melstream.tools.recipe import PretrainRecipe, load_recipe
+
+CPU = torch.device("cpu")
+N_STEPS, KILL_AT, STOP_AT = 14, 7, 10
+SETS = [
+    "model.overrides.n_layers=1",
+    "data.batch_size=8",
+    "train.accumulate=2",
+    "optim.warmup_steps=2",
+    "train.log_every=1",
+    "train.checkpoint_every=2",
+    "train.keep_last=9",
+    f"train.steps={N_STEPS}",
+]
+# Gradients are summed in another order, float32; over the steps of this story it adds up to this.
+SAME_LOSS = 2e-4
+
+
+@dataclass(frozen=True)
+class Story:
+    whole: Path
+    broken: Path
+    torchrun: subprocess.CompletedProcess[str]
+    first_figures: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def story(built: Callable[[str], Dataset], tmp_path_factory: pytest.TempPathFactory) -> Story:
+    data, root = built("eval"), tmp_path_factory.mktemp("story")
+    recipe = load_recipe("demo-pretrain", PretrainRecipe, SETS)
+    quiet = Console(quiet=True)
+    pretrain(recipe, data.folder, root / "whole", device=CPU, console=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        first = pretrain(recipe, data.folder, root / "broken", device=CPU, console=quiet)
+    assert (first.step, first.is_complete) == (4, False)
+    torchrun = run_torchrun(data.folder, root / "broken")
+    pretrain(recipe, data.folder, root / "broken", device=CPU, console=quiet, resume=True)
+    return Story(root / "whole", root / "broken", torchrun, first.figures)
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    heard = iter(range(1, N_STEPS))
+    patch.setattr(Agreement, "hear", lambda self, wants: next(heard) == step)
+
+
+def run_torchrun(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    worker = Path(__file__).with_name("torchrun_worker.py")
+    launcher = ["-Im", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    sets = [word for override in SETS for word in ("--set", override)]
+    return subprocess.run(
+        [
+            *(sys.executable, *launcher, "--max-restarts", "1", worker, str(KILL_AT), str(STOP_AT)),
+            *("pretrain", "demo-pretrain", "--data", data, "--out", out, "--device", "cpu"),
+            *("--resume", *sets),
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+
+def entries(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_job_ends_well_after_a_kill_and_a_signal(story: Story) -> None:
+    assert story.torchrun.returncode == 0, story.torchrun.stderr
+    assert "failed (exitcode: -9) local_rank: 1" in story.torchrun.stderr
+    assert story.torchrun.stderr.count("resumed from") == 2  # once per life, by rank 0 alone
+    assert "at step 4" in story.torchrun.stderr
+    assert f"at step {KILL_AT - 1}" in story.torchrun.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_one_step_later(story: Story) -> None:
+    assert f"stopped at step {STOP_AT + 2}, checkpoint written" in story.torchrun.stdout
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_train_on_the_same_batches(story: Story) -> None:
+    whole, broken = entries(story.whole), entries(story.broken)
+    assert [entry["step"] for entry in broken] == list(range(1, N_STEPS + 1))
+    for name in ("loss", "accuracy", "masked_share", "grad_norm"):
+        found = [entry[name] for entry in broken]
+        np.testing.assert_allclose(found, [e[name] for e in whole], rtol=SAME_LOSS, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_weights_are_those_of_one_process(story: Story) -> None:
+    name = f"checkpoints/step-{N_STEPS:06d}"
+    whole, broken = (load_checkpoint(run / name) for run in (story.whole, story.broken))
+    assert whole.meta["order"] == broken.meta["order"]
+    for key, value in whole.model_state.items():
+        torch.testing.assert_close(broken.model_state[key], value, rtol=0.02, atol=2e-4, msg=key)
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with join_world(CPU) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.on_main(lambda: 7) == 7
+        assert Agreement(world).hear(True)
+        assert not Agreement(world).hear(False)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(MelstreamError, match=r"at most the number of GPUs here \(2\).*rank 3"),
+        join_world(torch.device("cuda")),
+    ):
+        pass
+
+
+def test_what_fails_in_the_main_process_fails_everywhere() -> None:
+    with pytest.raises(MelstreamError, match="no"):
+        World(CPU).on_main(fail)
+
+
+def fail() -> None:
+    raise MelstreamError("no")

@@ -1,0 +1,83 @@
+"""ESC-50 from its own files: five folds, each evaluated by the model that has not seen it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC
+from rich.console import Console
+
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError
+from melstream.shards.storage import open_storage
+from melstream.tools.build import build
+from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.build_workers import run_here
+from melstream.tools.corpora import esc50
+from melstream.tools.folds import finetune_folds, print_folds
+from melstream.tools.model_folder import load_tagger
+from melstream.tools.recipe import FinetuneRecipe, load_recipe
+
+CPU = torch.device("cpu")
+SETS = ["model.preset=tiny", "model.overrides.n_layers=1", "data.batch_size=4", "data.crop_s=1.0"]
+STEPS = ["train.steps=3", "train.precision=float32", "optim.warmup_steps=1"]
+REST = ["finetune.head_warmup_steps=1", "finetune.freeze_body_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def folded(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Fifteen real recordings of three classes under ESC-50's names, three in each fold."""
+    root = tmp_path_factory.mktemp("ESC-50-master")
+    (root / "audio").mkdir()
+    (root / "meta").mkdir()
+    classes = sorted((recordings / "train").iterdir())[:3]
+    with (root / "meta" / "esc50.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        for target, folder in enumerate(classes):
+            for number, path in enumerate(sorted(folder.glob("*.flac"))[:5]):
+                name = f"{number + 1}-{100 + number}-A-{target}"
+                shutil.copyfile(path, root / "audio" / f"{name}.flac")
+                row = [f"{name}.wav", number + 1, target, folder.name, False, 100 + number, "A"]
+                table.writerow(row)
+    plan = make_plan(esc50.scan(root), PlanSettings(corpus="esc50", features=SPEC))
+    build(plan, open_storage(root / "shards"), run_here, lambda done, note: None)
+    return open_dataset(root / "shards")
+
+
+@pytest.mark.slow
+def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
+    folded: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
+    results = finetune_folds(recipe, folded.folder, tmp_path / "run", device=CPU, console=quiet)
+    assert results is not None
+    assert [result.name for result in results] == [f"fold-{n}" for n in range(1, 6)]
+    written = json.loads((tmp_path / "run" / "folds.json").read_text())
+    accuracies = [result.figures["accuracy"] for result in results]
+    assert written["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert written["std"]["accuracy"] == pytest.approx(np.std(accuracies))
+    for number, result in enumerate(results):
+        config = json.loads((tmp_path / "run" / result.name / "config.json").read_text())
+        assert config["part"] == result.name
+        card = load_tagger(tmp_path / "run" / result.name)[1]
+        assert card.trained_on == (folded.manifest.fingerprint,)
+        assert written["folds"][result.name]["accuracy"] == accuracies[number]
+    print_folds(results, quiet)
+    assert "mean ± std" in quiet.file.getvalue()  # type: ignore[attr-defined]
+    again = finetune_folds(
+        recipe, folded.folder, tmp_path / "run", device=CPU, console=quiet, resume=True
+    )
+    assert again == results
+
+
+def test_a_set_without_folds_is_refused(
+    small_dataset: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe)
+    with pytest.raises(DatasetError, match=r"at least two splits .* found 0; build it from"):
+        finetune_folds(recipe, small_dataset.folder, tmp_path, device=CPU, console=quiet)

@@ -1,0 +1,82 @@
+"""A run that learns nothing is found out by its log, and told why and what to do."""
+
+import pytest
+
+from melstream.tools.health import (
+    N_RECENT,
+    N_USUAL,
+    Circumstances,
+    Entry,
+    HealthConfig,
+    find_illness,
+)
+
+CONTRASTIVE = Circumstances(warmup_steps=100, chance=1 / 101)
+CONFIG = HealthConfig(learns_within=1_000)
+
+
+def log(n_entries: int, **figures: list[float] | float) -> list[Entry]:
+    """Entries every 100 steps; a list of figures stands at the end of the log."""
+    healthy: dict[str, list[float] | float] = {
+        "accuracy": 0.5,
+        "target_std": 0.6,
+        "grad_norm": 1.0,
+        "code_perplexity": 150.0,
+    }
+    entries: list[Entry] = [{"step": 100 * (number + 1)} for number in range(n_entries)]
+    for name, values in (healthy | figures).items():
+        column = values if isinstance(values, list) else [values] * n_entries
+        for entry, value in zip(entries[-len(column) :], column, strict=True):
+            entry[name] = value
+    return entries
+
+
+def test_a_healthy_run_is_left_alone() -> None:
+    for n_entries in range(40):
+        assert find_illness(log(n_entries), CONFIG, CONTRASTIVE) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "cause", "remedy"),
+    [
+        (log(5, target_std=1e-5), "the targets have collapsed.*1.0e-05", "third of optim.lr"),
+        (log(5, code_perplexity=1.1), "codebooks have collapsed.*1.10 codes", "diversity_weight"),
+        (
+            log(20, grad_norm=[1.0] * 15 + [300.0] * N_RECENT),
+            "gradient explodes: its norm is at least 300 now and was 1",
+            "half of optim.lr",
+        ),
+        (
+            log(14, accuracy=0.011),
+            "after 1400 steps contrastive accuracy is 1.10%, a guess gives 0.99%",
+            "shorter mask.mask_length",
+        ),
+    ],
+)
+def test_an_illness_has_a_cause_and_a_remedy(entries: list[Entry], cause: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=f"{cause}.*Usual causes: .*Usual remedy: .*{remedy}"):
+        raise ValueError(find_illness(entries, CONFIG, CONTRASTIVE))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        log(11, accuracy=0.01),  # warm-up and patience are not over
+        log(20, accuracy=[0.5] * 17 + [0.0, 0.0, 0.3]),
+        log(20, target_std=[1.0] * 18 + [0.0] * (N_RECENT - 1)),
+        log(20, grad_norm=[1.0] * 18 + [900.0] * (N_RECENT - 1)),
+        log(N_USUAL + N_RECENT - 1, grad_norm=[1.0] * 9 + [900.0] * N_RECENT),  # no usual yet
+        [{"step": 9_000.0 + n, "grad_norm": 1.0} for n in range(20)],  # fine-tuning
+    ],
+)
+def test_a_moment_of_weakness_is_no_illness(entries: list[Entry]) -> None:
+    assert find_illness(entries, CONFIG, CONTRASTIVE) is None
+
+
+def test_who_does_not_contrast_cannot_be_at_chance() -> None:
+    entries = log(40, accuracy=0.0)
+    assert find_illness(entries, CONFIG, Circumstances(warmup_steps=0)) is None
+
+
+def test_an_alarm_that_is_off_says_nothing() -> None:
+    assert find_illness(log(5, target_std=0.0), HealthConfig(alarm="off"), CONTRASTIVE) is None

@@ -1,0 +1,355 @@
+"""What can go wrong in a run on real audio, and how it goes on."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from test_train_step import NoWaiting
+from test_training import CPU, SMALL, assert_same_run, losses, run_pretrain, weights
+from typer.testing import CliRunner
+
+from melstream.model import dropout
+from melstream.model.averaging import average_states
+from melstream.model.checkpoint import CheckpointError, load_checkpoint
+from melstream.model.objectives import wav2vec2
+from melstream.pipeline.batch import Batch
+from melstream.shards.dataset import Dataset
+from melstream.shards.errors import DatasetError, MelstreamError
+from melstream.tools import evaluate as evaluate_module
+from melstream.tools import pretrain as pretrain_module
+from melstream.tools.cli import app
+from melstream.tools.distributed import World
+from melstream.tools.evaluate import Predictions, predict
+from melstream.tools.finetune import finetune
+from melstream.tools.health import DeadRunError
+from melstream.tools.model_folder import load_encoder, load_tagger
+from melstream.tools.recipe import FinetuneRecipe, load_recipe
+from melstream.tools.train_step import Updater
+from melstream.tools.training import Result
+
+EVERYTHING = [
+    *SMALL,
+    "train.steps=8",
+    "train.checkpoint_every=2",
+    "train.keep_last=9",
+    "train.accumulate=2",
+    "train.average_decay=0.9",
+    "train.validate_every=4",
+    "data.batch_size=8",
+    "data.weights.formula=inverse_sqrt",
+    "finetune.freeze_body_steps=3",
+    "finetune.head_warmup_steps=4",
+    "finetune.layer_drop=0.2",
+    "finetune.dropout=0.2",
+    "augment.mixup_share=0.7",
+    "augment.rolls=true",
+    "augment.frequency_masks=1",
+    "augment.time_masks=1",
+    "hiding.step_share=0.3",
+    "hiding.channel_share=0.1",
+    "hiding.channel_length=8",
+]
+
+
+@pytest.fixture(scope="module")
+def data(built: Callable[[str], Dataset]) -> Dataset:
+    return built("eval")
+
+
+def run_finetune(
+    data: Dataset, out: Path, quiet: Console, *sets: str, valid: bool = False, resume: bool = False
+) -> Result:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
+    held_out = data.folder if valid else None
+    return finetune(
+        recipe, data.folder, out, device=CPU, console=quiet, valid=held_out, resume=resume
+    )
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def die_at(patch: pytest.MonkeyPatch, step: int, death: Callable[[], None]) -> None:
+    original = Updater.update
+
+    def dying(self: Updater, at: int, batch: Batch) -> dict[str, torch.Tensor]:
+        if at == step:
+            death()
+        return original(self, at, batch)
+
+    patch.setattr(Updater, "update", dying)
+
+
+def crash() -> None:
+    raise RuntimeError("killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [1, 3, 6])
+def test_a_run_with_everything_switched_on_resumes_bit_for_bit(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    run_finetune(data, tmp_path / "whole", quiet, *EVERYTHING, valid=True)
+    with monkeypatch.context() as patch:
+        die_at(patch, dies_at, crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            run_finetune(data, tmp_path / "broken", quiet, *EVERYTHING, valid=True)
+    run_finetune(data, tmp_path / "broken", quiet, *EVERYTHING, valid=True, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    one, other = (load_checkpoint(checkpoint(tmp_path / n, 8)) for n in ("whole", "broken"))
+    assert one.average_state is not None
+    assert other.average_state is not None
+    for name, value in one.average_state.items():
+        assert torch.equal(other.average_state[name], value)
+
+
+@pytest.mark.slow
+def test_no_step_of_any_kind_waits_for_the_device(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model takes the kernels of a GPU here, and leaves out the check that a CPU makes."""
+    original = Updater.update
+
+    def watched(self: Updater, step: int, batch: Batch) -> dict[str, torch.Tensor]:
+        if step in (0, 3):  # the optimiser makes its state
+            return original(self, step, batch)
+        with NoWaiting():
+            return original(self, step, batch)
+
+    monkeypatch.setattr(Updater, "update", watched)
+    monkeypatch.setattr(wav2vec2, "_check_masking", lambda *tensors: None)
+    monkeypatch.setattr(dropout, "_has_fast_kernels", lambda x: True)
+    run_finetune(data, tmp_path / "fine", quiet, *EVERYTHING)
+    run_pretrain(data, tmp_path / "pre", quiet, "train.steps=3")
+
+
+def test_recomputing_activations_changes_no_loss(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "kept", quiet, "train.steps=4")
+    run_pretrain(
+        data, tmp_path / "run", quiet, "train.steps=4", "train.checkpoints_activations=true"
+    )
+    assert losses(tmp_path / "run") == losses(tmp_path / "kept")
+    assert not load_encoder(tmp_path / "run")[0].config.checkpoints_activations
+
+
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "one", quiet, "train.steps=4")
+    run_pretrain(data, tmp_path / "other", quiet, "train.steps=4", "train.precision=bfloat16")
+    found, expected = losses(tmp_path / "other"), losses(tmp_path / "one")
+    assert found != expected
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=0.02)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "other").values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_exits_with_0(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    die_at(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+    sets = [word for override in [*SMALL, "train.steps=5"] for word in ("--set", override)]
+    where = ["--data", str(data.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    result = CliRunner().invoke(app, ["pretrain", "demo-pretrain", *where, *sets])
+    assert result.exit_code == 0, result.output
+    assert "stopped at step 2, checkpoint written; --resume goes on" in result.output
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "whole", quiet)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    (checkpoint(tmp_path / "broken", 10) / "optimizer.pt").write_bytes(b"torn")
+    run_pretrain(data, tmp_path / "broken", quiet, resume=True)
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "warning: " in said
+    assert "optimizer.pt must have the sha256" in said
+    assert "refused-step-000010 now, and the run goes on from" in said
+    assert "resumed from" in said
+    assert "at step 8" in said
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_over_by_itself(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    for step in (8, 10):
+        (checkpoint(tmp_path / "run", step) / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match="there is none before it: start anew"):
+        run_pretrain(data, tmp_path / "run", quiet, resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    run_pretrain(data, tmp_path / "other", quiet, "train.steps=12", "optim.lr=2e-3")
+    shutil.copytree(checkpoint(tmp_path / "other", 12), checkpoint(tmp_path / "run", 12))
+    with pytest.raises(DatasetError) as caught:
+        run_pretrain(data, tmp_path / "run", quiet, resume=True)
+    assert "belongs to another run (`recipe.optim.lr`: saved 0.002, now 0.001" in str(caught.value)
+    remedy = f"to go on from the one before it: rm -r {checkpoint(tmp_path / 'run', 12)}"
+    assert str(caught.value).endswith(remedy)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    original, counter = pretrain_module._losses, itertools.count()
+
+    def spoiled(*arguments: Any) -> dict[str, torch.Tensor]:
+        figures = original(*arguments)
+        factor = torch.inf if next(counter) in steps else 1.0
+        return figures | {"loss": figures["loss"] * factor}
+
+    monkeypatch.setattr(pretrain_module, "_losses", spoiled)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 3, 6)
+    result = run_pretrain(data, tmp_path / "run", quiet, "train.max_skipped_steps=2")
+    assert result.is_complete
+    assert sorted(set(range(1, 11)) - losses(tmp_path / "run").keys()) == [4, 7]
+    assert load_checkpoint(checkpoint(tmp_path / "run", 10)).meta["n_skipped"] == 2
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_too_many_of_them_stop_the_run_and_a_resume_remembers(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 2, 5)
+    with pytest.raises(MelstreamError, match=r"2 of 6 steps .* more than .*\(1\); start a new"):
+        run_pretrain(data, tmp_path / "run", quiet, "train.max_skipped_steps=1")
+    monkeypatch.undo()
+    sets = ["train.max_skipped_steps=3"]
+    assert run_pretrain(data, tmp_path / "run", quiet, *sets, resume=True).is_complete
+    assert load_checkpoint(checkpoint(tmp_path / "run", 10)).meta["n_skipped"] == 1
+
+
+def test_a_dead_run_is_stopped_and_may_be_overruled(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    """Targets of real audio have a deviation of about 0.6: a bound above it is an alarm."""
+    bound = "health.min_target_std=5"
+    with pytest.raises(DeadRunError, match=r"stopped at step 3: the targets have collapsed"):
+        run_pretrain(data, tmp_path / "run", quiet, bound)
+    warn = [bound, "health.alarm=warn"]
+    assert run_pretrain(data, tmp_path / "run", quiet, *warn, resume=True).is_complete
+    assert "warning at step 10: the targets" in quiet.file.getvalue()  # type: ignore[attr-defined]
+
+
+def grade(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Let validations give these accuracies, one after the other."""
+    given, original = iter(scores), Predictions.metrics
+
+    def graded(self: Predictions, task: Any) -> Any:
+        metrics = original(self, task)
+        object.__setattr__(metrics, "accuracy", next(given))
+        return metrics
+
+    monkeypatch.setattr(Predictions, "metrics", graded)
+
+
+def test_training_stops_when_validation_gets_no_better(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SMALL, "train.steps=20", "train.validate_every=2", "train.stop_after=2"]
+    grade(monkeypatch, 0.5, 0.6, 0.4, 0.6)
+    result = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True)
+    assert (result.step, result.is_complete) == (8, True)
+    best = load_checkpoint(checkpoint(tmp_path / "run", 4)).model_state
+    tagger, card = load_tagger(tmp_path / "run")
+    assert card.steps == 8
+    assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
+    again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
+    assert (again.step, again.is_complete) == (8, True)
+
+
+def test_a_run_that_died_while_it_validated_loses_nothing(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SMALL, "train.steps=8", "train.validate_every=4", "train.keep_last=9"]
+    run_finetune(data, tmp_path / "whole", quiet, *sets, valid=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictions, "metrics", lambda self, task: crash())
+        with pytest.raises(RuntimeError, match="killed"):
+            run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
+    assert checkpoint(tmp_path / "broken", 4).is_dir()
+    run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True, resume=True)
+    whole, broken = (
+        [
+            {name: line[name] for name in line if name.startswith(("step", "valid"))}
+            for line in lines
+        ]
+        for lines in map(entries, (tmp_path / "whole", tmp_path / "broken"))
+    )
+    assert whole == broken
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def entries(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_processes_share_the_clips_of_a_validation(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty-four clips: the first of two processes gets all, the second an empty batch."""
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3")
+    tagger, card = load_tagger(tmp_path / "run")
+    alone = predict(tagger, card, data)
+    monkeypatch.setattr(World, "gather", lambda world, values: values)
+    for batch_size in (32, 4):
+        monkeypatch.setattr(evaluate_module, "BATCH_SIZE", batch_size)
+        parts = [predict(tagger, card, data, world=World(CPU, rank, 2)) for rank in (0, 1)]
+        assert parts[0].keys + parts[1].keys == alone.keys
+        scores = np.concatenate([part.scores for part in parts])
+        np.testing.assert_allclose(scores, alone.scores, rtol=1e-4)
+
+
+def test_the_mean_of_the_last_checkpoints_becomes_the_model(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    sets = ["train.steps=9", "train.checkpoint_every=3", "train.average_last=2"]
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, *sets)
+    states = [load_checkpoint(checkpoint(tmp_path / "run", step)).model_state for step in (6, 9)]
+    tagger, _ = load_tagger(tmp_path / "run")
+    expected = average_states(states)
+    assert all(torch.equal(value, expected[name]) for name, value in tagger.state_dict().items())
+
+
+def test_the_moving_average_becomes_the_model(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=4", "train.average_decay=0.9")
+    expected = load_checkpoint(checkpoint(tmp_path / "run", 4)).average_state
+    assert expected is not None
+    tagger, _ = load_tagger(tmp_path / "run")
+    assert all(torch.equal(value, expected[name]) for name, value in tagger.state_dict().items())
+
+
+def test_class_balanced_sampling_serves_rare_classes_more_often(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    """The order that a recipe asks for is the one of the pipeline; it stands in checkpoints."""
+    run_finetune(
+        data, tmp_path / "run", quiet, *SMALL, "train.steps=3", "data.weights.formula=inverse"
+    )
+    order = load_checkpoint(checkpoint(tmp_path / "run", 3)).meta["order"]
+    assert order["weights"]["formula"] == "inverse"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"]["data"]["weights"]["smoothing"] == 0.01

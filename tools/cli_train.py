@@ -1,0 +1,171 @@
+"""``melstream pretrain`` and ``melstream finetune``, alone or under torchrun."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from .cli_options import (
+    Data,
+    Device,
+    Out,
+    Overrides,
+    PrintConfig,
+    Resume,
+    choose_device,
+    err_console,
+    out_console,
+    silent_console,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from .distributed import World
+    from .folds import FoldResult
+    from .training import Result
+
+train_app = typer.Typer()
+
+RecipeName = Annotated[str, Argument(help="A packaged recipe, or the path of a TOML file.")]
+
+
+@train_app.command()
+def pretrain(
+    recipe: RecipeName,
+    data: Data,
+    out: Out,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Pre-train an encoder on unlabelled log-mels.
+
+    Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain`
+
+    On several GPUs: `torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream
+    pretrain …`
+    """
+    from .recipe import PretrainRecipe, load_recipe
+
+    config = load_recipe(recipe, PretrainRecipe, overrides or ())
+    if print_config:
+        print(config.model_dump_json(indent=1))
+        return
+    from .pretrain import pretrain as run
+
+    with _world(device) as (world, console):
+        result = run(
+            config, data, out, device=world.device, console=console, resume=resume, world=world
+        )
+        _finish_run(out, result, world)
+
+
+@train_app.command()
+def finetune(
+    recipe: RecipeName,
+    data: Data,
+    out: Out,
+    encoder: Annotated[
+        Path | None,
+        Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch."),
+    ] = None,
+    valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
+    folds: Annotated[
+        bool,
+        Option("--folds", help="Once for each split of --data, evaluated on that split."),
+    ] = False,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Fine-tune a tagger on a labelled data set.
+
+    Example: `melstream finetune demo-finetune --data shards/train --encoder runs/pretrain
+    --out runs/finetune`
+
+    Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
+    runs/pretrain --out runs/esc50`
+    """
+    from .recipe import FinetuneRecipe, load_recipe
+
+    config = load_recipe(recipe, FinetuneRecipe, overrides or ())
+    if print_config:
+        print(config.model_dump_json(indent=1))
+        return
+    if folds and valid is not None:
+        raise ValueError("`--folds` takes the held-out clips from --data; leave --valid out")
+    from .finetune import finetune as run
+    from .folds import finetune_folds
+
+    with _world(device) as (world, console):
+        if folds:
+            results = finetune_folds(
+                config,
+                data,
+                out,
+                device=world.device,
+                console=console,
+                encoder_path=encoder,
+                resume=resume,
+                world=world,
+            )
+            _finish_folds(out, results, world)
+        else:
+            result = run(
+                config,
+                data,
+                out,
+                device=world.device,
+                console=console,
+                encoder_path=encoder,
+                valid=valid,
+                resume=resume,
+                world=world,
+            )
+            _finish_run(out, result, world)
+
+
+@contextmanager
+def _world(device: str) -> "Iterator[tuple[World, Console]]":
+    """Join the other processes; only the main one has a console that shows something."""
+    from .distributed import join_world
+
+    with join_world(choose_device(device)) as world:
+        yield world, err_console if world.is_main else silent_console
+
+
+def _finish_run(out: Path, result: "Result", world: "World") -> None:
+    """Say how a run ended and where its files are."""
+    if not world.is_main:
+        return
+    if not result.is_complete:
+        out_console.print(
+            f"stopped at step {result.step}, checkpoint written; --resume goes on", highlight=False
+        )
+        return
+    loss = f", loss {result.figures['loss']:.3f}" if "loss" in result.figures else ""
+    out_console.print(
+        f"{result.step} steps in {result.wall_s:.1f} s{loss}; model: {out / 'model'}",
+        highlight=False,
+    )
+    out_console.print(f"curves: tensorboard --logdir {out}", highlight=False)
+
+
+def _finish_folds(out: Path, results: "list[FoldResult] | None", world: "World") -> None:
+    """Print the figures of all folds, or say how to go on."""
+    if not world.is_main:
+        return
+    if results is None:
+        out_console.print("stopped, checkpoint written; --resume goes on", highlight=False)
+        return
+    from .folds import SUMMARY_NAME, print_folds
+
+    print_folds(results, out_console)
+    out_console.print(f"figures: {out / SUMMARY_NAME}", highlight=False)

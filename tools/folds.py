@@ -1,0 +1,144 @@
+"""``melstream finetune --folds``: train on all folds but one, evaluate on that, for each.
+
+The folds are the splits of the data set, as the corpus gave them (ESC-50 has five).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..model.metrics import TaggingMetrics
+from ..shards.dataset import Dataset, open_dataset
+from ..shards.errors import DatasetError
+from ..shards.files import write_bytes
+from .distributed import World
+from .evaluate import predict
+from .finetune import Part, finetune
+from .model_folder import load_tagger
+from .recipe import FinetuneRecipe
+
+SUMMARY_NAME = "folds.json"
+FIGURES = ("accuracy", "balanced_accuracy", "mAP", "mAUC")  # those whose mean over folds tells
+
+
+@dataclass(frozen=True, slots=True)
+class FoldResult:
+    """What came out of one fold.
+
+    Args:
+        name: of the split that was held out.
+        figures: of ``FIGURES``, on it.
+    """
+
+    name: str
+    figures: dict[str, float]
+
+
+def finetune_folds(
+    recipe: FinetuneRecipe,
+    data: str | Path,
+    out: Path,
+    *,
+    device: torch.device,
+    console: Console,
+    encoder_path: Path | None = None,
+    resume: bool = False,
+    world: World | None = None,
+) -> list[FoldResult] | None:
+    """Fine-tune once per fold and evaluate each model on the fold it has not seen.
+
+    The held-out fold chooses nothing: it is measured once, at the end, unless the recipe asks
+    for validation. A run that was stopped goes on with ``resume``; folds that are done stay.
+
+    Args:
+        recipe: of every fold.
+        data: a labelled data set with at least two splits.
+        out: gets a run folder per split, and ``folds.json`` with all figures.
+        device: where to train.
+        console: where progress is shown.
+        encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
+        resume: go on with what is in ``out``.
+        world: this process among those of the run; None: it is the only one.
+
+    Returns:
+        The folds' results in the order of the data set's splits; None for a run that was
+        stopped.
+
+    Raises:
+        DatasetError: the data set has fewer than two splits.
+    """
+    world = world or World(device)
+    dataset = open_dataset(data)
+    results = []
+    for part in _parts(dataset):
+        console.print(f"held out: {part.name}", style="bold", highlight=False)
+        run = out / part.name
+        result = finetune(
+            recipe,
+            data,
+            run,
+            device=device,
+            console=console,
+            encoder_path=encoder_path,
+            part=part,
+            resume=resume and run.exists(),
+            world=world,
+        )
+        if not result.is_complete:
+            return None
+        summary = _measure(run, dataset, part, world).summary()
+        figures = {name: summary[name] for name in FIGURES if name in summary}
+        results.append(FoldResult(part.name, figures))
+    if world.is_main:
+        write_bytes(out / SUMMARY_NAME, (json.dumps(summarise(results), indent=1) + "\n").encode())
+    return results
+
+
+def summarise(results: list[FoldResult]) -> dict[str, object]:
+    """Return mean and standard deviation over folds of each figure, and the folds themselves."""
+    names = results[0].figures
+    table = {name: [result.figures[name] for result in results] for name in names}
+    return {
+        "mean": {name: float(np.mean(values)) for name, values in table.items()},
+        "std": {name: float(np.std(values)) for name, values in table.items()},
+        "folds": {result.name: result.figures for result in results},
+    }
+
+
+def print_folds(results: list[FoldResult], console: Console) -> None:
+    """Print a row per fold, and the mean."""
+    names = list(results[0].figures)
+    table = Table("held out", *names, title="each fold by the model that has not seen it")
+    for result in results:
+        table.add_row(result.name, *(f"{result.figures[name]:.3f}" for name in names))
+    values = np.array([[result.figures[name] for name in names] for result in results])
+    table.add_section()
+    means, deviations = values.mean(0), values.std(0)
+    cells = (f"{mean:.3f} ± {std:.3f}" for mean, std in zip(means, deviations, strict=True))
+    table.add_row("mean ± std", *cells)
+    console.print(table)
+
+
+def _parts(dataset: Dataset) -> Iterator[Part]:
+    names, split = dataset.manifest.split_names, dataset.index.split
+    if len(names) < 2:
+        raise DatasetError(
+            f"{dataset.url} must have at least two splits to fold over, found {len(names)}; build "
+            "it from a corpus with folds, such as esc50 or urbansound8k"
+        )
+    for number, name in enumerate(names):
+        train = np.flatnonzero((split != number) & (split >= 0))
+        yield Part(name, train=train, held_out=np.flatnonzero(split == number))
+
+
+def _measure(run: Path, dataset: Dataset, part: Part, world: World) -> TaggingMetrics:
+    """Evaluate the finished model of one fold; it is read from disk by the main process."""
+    tagger, card = world.on_main(lambda: load_tagger(run))
+    predictions = predict(tagger.to(world.device), card, dataset, rows=part.held_out, world=world)
+    return predictions.metrics(tagger.config.task)

@@ -1,0 +1,159 @@
+"""The checkpoints of one run: what goes in, which are kept, and which one a run goes on from.
+
+A run goes on from its last checkpoint. One that is damaged (a file is missing, short or
+altered) is renamed to ``refused-step-…`` with a warning, and the one before it is taken: a
+job that restarts by itself at night has nobody to ask. A checkpoint that is whole but foreign
+(of another run, data set or format) is an error: there somebody mixed up folders.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from ..model.averaging import average_states
+from ..model.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    set_aside,
+)
+from ..shards.errors import DatasetError, MelstreamError
+from .run_folder import CHECKPOINTS_NAME, differences
+from .train_step import Updater
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands; goes into checkpoints.
+
+    Args:
+        step: updates done.
+        best_metric, best_step: of the validation that was best so far; None and -1 before.
+        n_worse: validations since then.
+        validated_step: of the last validation.
+    """
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int = -1
+    n_worse: int = 0
+    validated_step: int = -1
+
+    def take(self, metric: float) -> bool:
+        """Take in the figure of a validation; say whether it is the best so far."""
+        self.validated_step = self.step
+        is_best = metric > (-math.inf if self.best_metric is None else self.best_metric)
+        if is_best:
+            self.best_metric, self.best_step, self.n_worse = metric, self.step, 0
+        else:
+            self.n_worse += 1
+        return is_best
+
+
+class RunCheckpoints:
+    """Save and restore one run.
+
+    Args:
+        folder: of the run.
+        config: everything that decides the run's weights; kept in each checkpoint.
+        keep_last: how many to keep beside the best.
+        console: where warnings are shown.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], *, keep_last: int, console: Console
+    ) -> None:
+        self._root = folder / CHECKPOINTS_NAME
+        self._config, self._keep_last, self._console = config, keep_last, console
+
+    def save(
+        self, model_state: dict[str, Tensor], updater: Updater, at: Progress, order: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint and remove those that are not needed any more.
+
+        Raises:
+            MelstreamError: a weight is not finite.
+            CheckpointError: the disk is full, for example; the others are untouched.
+        """
+        if not all(value.isfinite().all() for value in model_state.values()):
+            raise MelstreamError(
+                f"weights are not finite at step {at.step}, the last checkpoint is kept; "
+                "start a new run with a lower optim.lr or optim.clip_norm"
+            )
+        average = updater.average
+        save_checkpoint(
+            self._root,
+            at.step,
+            model_state=model_state,
+            optimizer_state=updater.optimizer.state_dict(),
+            average_state=None if average is None else average.state_dict(),
+            meta={
+                "run": self._config,
+                "order": order,
+                "progress": asdict(at),
+                "n_skipped": int(updater.n_skipped),
+            },
+        )
+        prune_checkpoints(self._root, self._keep_last, keep={self._path(at.best_step)})
+
+    def last(self) -> Checkpoint | None:
+        """Return the last checkpoint that is whole; None for a run that has none yet.
+
+        Raises:
+            CheckpointError: none is whole, or it is of another format version.
+            DatasetError: it is of another run.
+        """
+        while (path := latest_checkpoint(self._root)) is not None:
+            try:
+                checkpoint = load_checkpoint(path)
+            except DamagedCheckpointError as error:
+                self._refuse(path, error)
+                continue
+            self._require_same_run(checkpoint)
+            return checkpoint
+        return None
+
+    def average_last(self, n: int) -> dict[str, Tensor]:
+        """Average the weights of the last checkpoints, the moving average where there is one."""
+        paths = sorted(self._root.glob("step-*"), key=lambda path: int(path.name[5:]))
+        return average_states([weights_of(load_checkpoint(path)) for path in paths[-n:]])
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Return the weights that were validated at a step."""
+        return weights_of(load_checkpoint(self._path(step)))
+
+    def _path(self, step: int) -> Path:
+        return self._root / f"step-{step:06d}"
+
+    def _refuse(self, path: Path, error: DamagedCheckpointError) -> None:
+        aside = set_aside(path)
+        before = latest_checkpoint(self._root)
+        if before is None:
+            remedy = f"it is {aside} now and there is none before it: start anew in another --out"
+            raise DamagedCheckpointError(error.reason, remedy, aside) from error
+        self._console.print(
+            f"warning: {error.reason}; it is {aside} now, and the run goes on from {before}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
+
+    def _require_same_run(self, checkpoint: Checkpoint) -> None:
+        changed = differences(checkpoint.meta.get("run", {}), self._config)
+        if changed:
+            raise DatasetError(
+                f"{checkpoint.path} belongs to another run ({'; '.join(changed)}); to go on from "
+                f"the one before it: rm -r {checkpoint.path}"
+            )
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights a checkpoint would make a model of."""
+    return checkpoint.model_state if checkpoint.average_state is None else checkpoint.average_state

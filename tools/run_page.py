@@ -1,0 +1,128 @@
+"""A training run in the terminal."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .hours import percent
+from .run_summary import Evaluation, RunSummary, data_wait, find_warnings
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+MAX_MARKS = 40  # of a curve, so that it fits a narrow terminal
+
+
+def print_run(run: RunSummary, console: Console, *, top: int = 10) -> None:
+    """Print a page about a run, warnings first.
+
+    Args:
+        run: what to print.
+        console: where to.
+        top: classes to list, weakest first.
+    """
+    console.print(Text(str(run.folder), "bold"))
+    for warning in find_warnings(run):
+        console.print(Text.assemble(("! ", "bold yellow"), (warning.message, "yellow")))
+        console.print(Text(f"  {warning.remedy}", "dim"))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in run_facts(run):
+        table.add_row(name, Text(text))
+    console.print(table)
+    if run.curves:
+        console.print(_curves(run))
+    for evaluation in run.evaluations:
+        console.print(Text(f"{evaluation.name}: {summary(evaluation)}"))
+        console.print(_classes(evaluation, top))
+    if run.task == "finetune" and not run.evaluations:
+        console.print(Text(evaluation_remedy(run), "dim"))
+
+
+def run_json(run: RunSummary) -> str:
+    """Return everything as JSON, with the warnings."""
+    warnings = [finding.model_dump() for finding in find_warnings(run)]
+    return json.dumps({**run.model_dump(mode="json"), "warnings": warnings}, indent=1)
+
+
+def run_facts(run: RunSummary) -> list[tuple[str, str]]:
+    """Return what to know first about a run, as names and texts."""
+    recipe = run.config["recipe"]
+    model, optim, data = (recipe.get(section, {}) for section in ("model", "optim", "data"))
+    speed, wait = run.last("samples_per_s"), data_wait(run)
+    facts = [
+        ("task", "pre-training" if run.task == "pretrain" else "fine-tuning"),
+        ("steps", f"{run.step:,} of {run.n_steps:,}{'' if run.is_complete else ', not finished'}"),
+        ("best step", best_text(run)),
+        ("model", f"{model.get('preset', 'its encoder')}, {recipe['train'].get('precision', '')}"),
+        ("batch", f"{data.get('batch_size', '?')} clips of {data.get('crop_s', '?')} s"),
+        ("peak learning rate", f"{optim.get('lr', '?')}"),
+        ("data set", f"fingerprint {run.config.get('fingerprint', 'unknown')}"),
+        ("checkpoints", ", ".join(f"step {step:,}" for step in run.checkpoints) or "none"),
+    ]
+    if speed is not None and wait is not None:
+        facts.insert(
+            3, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
+        )
+    return facts
+
+
+def best_text(run: RunSummary) -> str:
+    """Say which step was best, and by what."""
+    if run.best is None:
+        return "no held-out data was given (--valid): the last weights are the model"
+    step, value = run.best
+    return f"{step:,}, held-out {(run.headline or '').removeprefix('valid/')} {value:.3f}"
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Return the single figures of an evaluation as one line."""
+    figures = (
+        (name, getattr(evaluation, name))
+        for name in ("mAP", "mAUC", "d_prime", "accuracy", "balanced_accuracy")
+    )
+    shown = (
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in figures
+        if value is not None
+    )
+    return ", ".join((f"{evaluation.n_clips:,} clips", *shown))
+
+
+def evaluation_remedy(run: RunSummary) -> str:
+    """Say how to get the results per class."""
+    return (
+        f"for the results per class: melstream evaluate {run.folder} --data URL "
+        f"--out {run.folder / 'evaluation.json'}"
+    )
+
+
+def _curves(run: RunSummary) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False, title="curves, first step to last")
+    table.title_justify = "left"
+    for name, curve in run.curves.items():
+        low, high = min(curve.values), max(curve.values)
+        last = f"{curve.values[-1]:.4g}"
+        table.add_row(Text(name), _line(curve.values), last, f"{low:.4g} to {high:.4g}")
+    return table
+
+
+def _line(values: tuple[float, ...]) -> str:
+    stride = -(-len(values) // MAX_MARKS)
+    shown = values[::stride]
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in shown)
+
+
+def _classes(evaluation: Evaluation, top: int) -> Table:
+    table = Table("class", "clips", "AP", "AUC", "recall", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    weakest = evaluation.weakest()
+    for one in weakest[:top]:
+        figures = (one.ap, one.auc, one.recall)
+        shown = ("-" if figure is None else f"{figure:.3f}" for figure in figures)
+        table.add_row(Text(one.label), f"{one.n_positives:,}", *shown)
+    if len(weakest) > top:
+        table.add_row(Text(f"{len(weakest) - top} more, all of them better", "dim"))
+    return table
