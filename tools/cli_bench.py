@@ -172,4 +172,5 @@ def bench_loader(
         return
     print_figures(found, out_console)
     if versus:
+        out_console.print("\none core, one length, batches in turns, medians", style="bold")
         print_speeds(speeds, found.clip_bytes, out_console)
