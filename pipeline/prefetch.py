@@ -42,8 +42,8 @@ def prefetch(source: Iterator[T], n_ahead: int) -> Generator[T]:
             put("error", error)
 
     thread = threading.Thread(target=work, name="melstream-prefetch", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             kind, item = ready.get()
             if kind == "end":
@@ -53,4 +53,5 @@ def prefetch(source: Iterator[T], n_ahead: int) -> Generator[T]:
             yield item  # type: ignore[misc]
     finally:
         stopped.set()
-        thread.join()
+        if thread.is_alive():  # Ctrl-C may come before it has started
+            thread.join()

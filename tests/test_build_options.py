@@ -123,12 +123,12 @@ def test_a_full_disk_is_an_error_that_loses_nothing(corpus: Path, tmp_path: Path
     out = tmp_path / "full" / "train"
     plan = plan_of(corpus, max_shard_samples=2)
     last = plan.clips(plan.n_shards - 1)[-1]
-    noise = np.random.default_rng(0).normal(0, 0.1, 10 * 16_000)
+    noise = np.random.default_rng(0).normal(0, 0.1, 20 * 16_000)
     soundfile.write(corpus / str(last.path), noise, 16_000)
     plan = plan_of(corpus, max_shard_samples=2)
     run(plan, tmp_path / "whole" / "train")
     arguments = ["build", "folder", str(corpus), "--out", str(out), "--shard-samples", "2"]
-    limit = "100000"  # bytes: all shards fit but the last
+    limit = "200000"  # bytes: all shards fit but the last
     process = subprocess.run(
         [sys.executable, "-Ic", FULL_DISK, *arguments, "--jobs", "1", limit],
         capture_output=True,

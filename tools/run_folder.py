@@ -5,6 +5,7 @@ checkpoints/       step-000200/ …
 tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
 model/             the final model
+report.html        curves and figures, once the run is complete
 evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
@@ -20,6 +21,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model"
+REPORT_NAME = "report.html"
 EVALUATIONS_GLOB = "evaluation*.json"
 
 HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}

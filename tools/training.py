@@ -27,7 +27,7 @@ from .live_view import View, live_view
 from .model_folder import ModelCard, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
-from .run_folder import MODEL_NAME
+from .run_folder import MODEL_NAME, REPORT_NAME
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -52,14 +52,17 @@ class Result:
 
 
 def finish_run(folder: Path, state: dict[str, Tensor], card: ModelCard) -> None:
-    """Write what a finished run leaves beside its log and checkpoints.
+    """Write what a finished run leaves beside its log and checkpoints: its model, and a page.
 
     Args:
         folder: of the run.
         state: weights of the model.
         card: what belongs to them.
     """
+    from .run_report import write_run_report  # plotly takes half a second to import
+
     write_model(folder / MODEL_NAME, state, card)
+    write_run_report(folder, folder / REPORT_NAME)
 
 
 class Trainer:
@@ -246,5 +249,7 @@ class Trainer:
         self._learner.module.load_state_dict(checkpoint.model_state)
         self._updater.restore(checkpoint)
         self._console.print(
-            f"resumed from {checkpoint.path} at step {self._at.step}", highlight=False
+            f"resumed from {checkpoint.path} at step {self._at.step}",
+            highlight=False,
+            soft_wrap=True,
         )

@@ -127,7 +127,8 @@ def training_loader(
     )
     bounds = loader.memory_bytes()
     parts = ", ".join(f"{name} {megabytes(n_bytes)}" for name, n_bytes in bounds.items())
-    console.print(f"loader: at most {megabytes(sum(bounds.values()))} of memory ({parts})")
+    total = megabytes(sum(bounds.values()))
+    console.print(f"loader: at most {total} of memory ({parts})", highlight=False, soft_wrap=True)
     return loader
 
 
