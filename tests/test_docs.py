@@ -3,10 +3,14 @@
 import doctest
 import importlib
 import pkgutil
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from melstream.shards.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("shards", "pipeline", "model", "tools")
@@ -43,3 +47,12 @@ def test_no_module_was_imported_under_two_names() -> None:
     for name in MODULES:
         importlib.import_module(name)
     assert [name for name in sys.modules if name.split(".")[0] in LAYERS] == []
+
+
+def test_the_readmes_python_runs(built: Callable[[str], Dataset]) -> None:
+    dataset = built("train")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = code.replace('"shards/train"', repr(str(dataset.folder)))
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["state"]["position"] == 3 * 16  # type: ignore[index]
