@@ -68,7 +68,8 @@ def test_local_shards_are_compared_with_their_hashes_on_request(small_dataset: D
 
 
 PROGRAM = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from contextlib import closing
 from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.order import OrderConfig, TrainingOrder
