@@ -21,7 +21,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,13 @@ from melstream.tools.model_folder import load_encoder
 STARTS = ("baseline", "untrained", "frozen", "scratch", "pre-trained")
 FIGURES = ("balanced_accuracy", "mAP", "accuracy")
 
+PRETRAIN_CROP_S = 2
 PRETRAIN = {
     "model.overrides.dim": 128,
     "model.overrides.latent_dim": 128,
     "model.overrides.ffn_dim": 384,
     "data.batch_size": 32,
-    "data.crop_s": 2,
+    "data.crop_s": PRETRAIN_CROP_S,
     "data.min_s": 1,
     "mask.share": 0.65,
     "mask.mask_length": 5,
@@ -62,6 +63,7 @@ FINETUNE = {
     "optim.warmup_steps": 50,
     "train.checkpoint_every": 10_000,
 }
+TASKS_HELP = "the encoder learns from the training audio of those named in the first call"
 STEPS_HELP = "of fine-tuning on all labels; with fewer, times the square root of their share"
 CROP_S = {"instruments": 2, "drums": 1, "environment": 1}  # half of the latter are shorter
 FROM_SCRATCH = {key: PRETRAIN[key] for key in PRETRAIN if key.startswith("model.")} | {
@@ -79,7 +81,7 @@ def melstream(*words: object) -> None:
         sys.exit(code)
 
 
-def settings(values: dict[str, object]) -> list[str]:
+def settings(values: Mapping[str, object]) -> list[str]:
     """Write settings as options of the command line."""
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
@@ -99,7 +101,7 @@ def build(corpora: Path, shards: Path, tasks: list[str]) -> None:
                 )
     unlabelled = shards / "unlabelled"
     if not (unlabelled / "dataset.json").exists():
-        windows = ("--unlabelled", "--window-seconds", PRETRAIN["data.crop_s"])
+        windows = ("--unlabelled", "--window-seconds", PRETRAIN_CROP_S)
         melstream("build", "folder", corpora / "unlabelled", *windows, "--out", unlabelled)
     if not (shards / "pretrain" / "dataset.json").exists():
         sources = [unlabelled, *(shards / task / "train" for task in tasks)]
@@ -243,7 +245,7 @@ def run_task(
                     data,
                     run,
                     encoder if start == "pre-trained" else None,
-                    crop_s=CROP_S.get(task, PRETRAIN["data.crop_s"]),
+                    crop_s=CROP_S.get(task, PRETRAIN_CROP_S),
                     seed=seed,
                     steps=round(arguments.steps * share**0.5),
                 )
@@ -279,10 +281,11 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     """Do what is not done yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("corpora", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tasks", nargs="+", default=["instruments", "drums", "environment"])
+    tasks = ["instruments", "drums", "environment"]
+    parser.add_argument("--tasks", nargs="+", default=tasks, help=TASKS_HELP)
     parser.add_argument("--shares", nargs="+", type=float, default=[1, 0.33, 0.1], help="of labels")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

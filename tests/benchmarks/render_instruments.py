@@ -170,7 +170,7 @@ def play(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("font", type=Path, help="a General MIDI sound font, .sf2 or .sf3")
     parser.add_argument("out", type=Path, help="folder of the corpus")
     arguments = parser.parse_args()
