@@ -1,6 +1,6 @@
 """Render a sound font's instruments, note by note, as a corpus with AudioSet's class names.
 
-    pip install tinysoundfont soundfile
+    pip install --no-deps tinysoundfont  # what it plays through is not needed
     python tests/benchmarks/render_instruments.py FluidR3_GM.sf2 corpora/instruments/train
     python tests/benchmarks/render_instruments.py TimGM6mb.sf2 corpora/instruments/eval
 
