@@ -145,16 +145,17 @@ class Loader:
             n_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
             pool = ThreadPoolExecutor(n_threads, thread_name_prefix="melstream-gather")
             stack.callback(pool.shutdown, cancel_futures=True)
-            sources = [ShardSource(dataset, self._cache) for dataset in self._datasets]
-            for number, source in enumerate(sources):
-                source.read_ahead(self._reads(number, steps))
+            sources: list[ShardSource] = []
             futures = prefetch(
                 (pool.submit(self._make, self._acquire(step, sources)) for step in steps),
                 self._n_ahead(first_step),
             )
             stack.callback(futures.close)
-            for source in sources:  # first of all: the thread of `futures` may wait for bytes
-                stack.callback(source.close)
+            for number, dataset in enumerate(self._datasets):
+                source = ShardSource(dataset, self._cache)
+                stack.callback(source.close)  # first of all: `futures` may wait for bytes
+                sources.append(source)
+                source.read_ahead(self._reads(number, steps))
             for future in futures:
                 yield future.result()
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,21 @@ def test_workers_give_the_same_batches(small_dataset: Dataset, start: str | None
     found = [batch for _ in range(2) for batch in loader]
     assert_all_same(found, first_epochs(small_dataset, 2))
     assert len(loader) == N_STEPS
+
+
+def test_a_worker_that_starts_last_begins_with_the_same_epoch(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, found = stream_of(small_dataset), []
+    for epoch in range(2):
+        for worker in (0, 1):  # the other one has come to the end of the epoch already
+            assert stream.position == epoch * N_STEPS
+            with monkeypatch.context() as patch:
+                info = SimpleNamespace(id=worker, num_workers=2)
+                patch.setattr("melstream.pipeline.stream.get_worker_info", lambda info=info: info)
+                found += stream
+        assert stream.position == (epoch + 1) * N_STEPS
+    assert_all_same(sorted(found, key=lambda batch: batch.step), first_epochs(small_dataset, 2))
 
 
 @pytest.mark.slow
