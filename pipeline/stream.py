@@ -80,6 +80,10 @@ class BatchStream(IterableDataset[Batch]):
         timeout_s: longest wait for an object store, retries included, in seconds.
         rank, world_size: this process and their number (default: those of
             ``torch.distributed`` where it is initialised).
+
+    Raises:
+        ValueError: batches by length are wanted of crops, or of longer samples than the order
+            counts with.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class BatchStream(IterableDataset[Batch]):
         world_size: int | None = None,
     ) -> None:
         self._places = [places] if isinstance(places, str | Path) else list(places)
-        self._order_config, self._config = order, config or LoaderConfig()
+        self._order_config, self._config = order, _fitting(config, order)
         self._weights, self._label_names = weights, label_names
         self._cache, self._timeout_s = cache, timeout_s
         self._rank, self._world_size = _rank_and_world_size(rank, world_size)
@@ -201,6 +205,24 @@ class BatchStream(IterableDataset[Batch]):
             )
             self._opened = os.getpid(), loader, order
         return self._opened[1:]
+
+
+def _fitting(config: LoaderConfig | None, order: OrderConfig | LengthConfig) -> LoaderConfig:
+    """Return the settings; refuse those that would pass the bound of an order by length."""
+    if not isinstance(order, LengthConfig):
+        return config or LoaderConfig()
+    config = config or LoaderConfig(max_frames=order.max_frames)
+    if config.crop_frames is not None:
+        raise ValueError(
+            f"batches by length are of whole samples, found crop_frames={config.crop_frames}; "
+            "leave it out, or give an `OrderConfig`"
+        )
+    if config.max_frames > order.max_frames:
+        raise ValueError(
+            f"`max_frames` of the loader must be at most that of the order ({order.max_frames}), "
+            f"found {config.max_frames}: batches would pass `global_batch_frames`"
+        )
+    return config
 
 
 def _worker() -> tuple[int, int]:

@@ -196,6 +196,16 @@ def test_batches_by_length_are_bounded_and_resume(small_dataset: Dataset) -> Non
     assert_all_same(list(resumed), batches[5:])
 
 
+def test_batches_by_length_keep_to_their_bound(small_dataset: Dataset) -> None:
+    order = LengthConfig(global_batch_frames=90, max_frames=30, n_lanes=1, n_streams=2)
+    batches = list(BatchStream(small_dataset.folder, order))
+    assert max(batch.logmel.shape[0] * int(batch.n_frames.max()) for batch in batches) <= 90
+    with pytest.raises(ValueError, match=r"at most that of the order \(30\), found 6000"):
+        BatchStream(small_dataset.folder, order, LoaderConfig())
+    with pytest.raises(ValueError, match="are of whole samples, found crop_frames=32"):
+        BatchStream(small_dataset.folder, order, CROPS)
+
+
 def test_batches_by_length_come_from_one_data_set(small_dataset: Dataset) -> None:
     places = [small_dataset.folder] * 2
     stream = BatchStream(places, LengthConfig(global_batch_frames=10_000))
