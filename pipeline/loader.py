@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.dataset import Dataset
+from ..shards.index_check import require_possible
 from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
 from .gather import fill_labels, gather, random_starts
@@ -99,6 +100,7 @@ class Loader:
     Raises:
         ValueError: a data set has a class that ``label_names`` lacks, or the data sets differ
             in their features.
+        DatasetError: an index is damaged.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Loader:
     ) -> None:
         self._datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
         _require_same_features(self._datasets)
+        for each in self._datasets:
+            require_possible(each.index, each.manifest, each.url)
         self._order, self._config, self._cache = order, config, cache
         self._place = {"rank": rank, "world_size": world_size}
         all_names = (name for each in self._datasets for name in each.manifest.label_names)
