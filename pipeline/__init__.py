@@ -4,11 +4,12 @@
     hours of audio -> decode_windows -> prepare -> LogMel        (the same, by windows)
     Dataset + TrainingOrder -> melstream.pipeline.loader.Loader -> Batch    (training)
     Dataset + LengthOrder -> the same, in batches of similar length
+    "s3://…" + OrderConfig -> melstream.pipeline.stream.BatchStream (for torch's DataLoader)
     kept_audio(Dataset), or tar_audio(tars made elsewhere) -> AudioLogMels  (on the fly)
     Dataset -> melstream.pipeline.webdataset_stages.shard_samples           (webdataset)
 
-``loader`` and ``webdataset_stages`` are the modules here that load torch; they are not imported
-with the package, so that the worker processes of a build need not load it.
+``batch``, ``loader``, ``stream`` and ``webdataset_stages`` load torch; they are not imported with
+the package, so that the worker processes of a build need not load it.
 """
 
 from .audio_logmels import AudioConfig, AudioLogMels, AudioSample, pad_logmels

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.dataset import Dataset
+from ..shards.index_check import require_possible
 from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
 from .gather import fill_labels, gather, random_starts
@@ -99,6 +100,7 @@ class Loader:
     Raises:
         ValueError: a data set has a class that ``label_names`` lacks, or the data sets differ
             in their features.
+        DatasetError: an index is damaged.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Loader:
     ) -> None:
         self._datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
         _require_same_features(self._datasets)
+        for each in self._datasets:
+            require_possible(each.index, each.manifest, each.url)
         self._order, self._config, self._cache = order, config, cache
         self._place = {"rank": rank, "world_size": world_size}
         all_names = (name for each in self._datasets for name in each.manifest.label_names)
@@ -145,16 +149,17 @@ class Loader:
             n_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
             pool = ThreadPoolExecutor(n_threads, thread_name_prefix="melstream-gather")
             stack.callback(pool.shutdown, cancel_futures=True)
-            sources = [ShardSource(dataset, self._cache) for dataset in self._datasets]
-            for number, source in enumerate(sources):
-                source.read_ahead(self._reads(number, steps))
+            sources: list[ShardSource] = []
             futures = prefetch(
                 (pool.submit(self._make, self._acquire(step, sources)) for step in steps),
                 self._n_ahead(first_step),
             )
             stack.callback(futures.close)
-            for source in sources:  # first of all: the thread of `futures` may wait for bytes
-                stack.callback(source.close)
+            for number, dataset in enumerate(self._datasets):
+                source = ShardSource(dataset, self._cache)
+                stack.callback(source.close)  # first of all: `futures` may wait for bytes
+                sources.append(source)
+                source.read_ahead(self._reads(number, steps))
             for future in futures:
                 yield future.result()
 

@@ -62,7 +62,10 @@ def count_masked(n_steps: int, config: MaskConfig) -> int:
     (34, 68)
     """
     if n_steps < 2:
-        raise ValueError(f"a masked clip needs at least 2 latent steps, found {n_steps}")
+        raise ValueError(
+            f"a masked clip needs at least 2 latent steps, found {n_steps}; leave shorter clips "
+            "out of the order: its `rows`"
+        )
     return _count_masked(n_steps, config.share, config.mask_length)
 
 

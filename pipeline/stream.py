@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from torch.utils.data._utils.worker import WorkerInfo
 
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.storage import DEFAULT_TIMEOUT_S, open_storage
@@ -29,6 +28,8 @@ from .order import OrderConfig, TrainingOrder
 from .shard_cache import CacheConfig
 
 StreamOrder = TrainingOrder | MixtureOrder | LengthOrder
+
+_MAX_WORKERS = 1_024  # more than a machine has; each takes eight bytes
 
 
 def open_order(
@@ -79,6 +80,10 @@ class BatchStream(IterableDataset[Batch]):
         timeout_s: longest wait for an object store, retries included, in seconds.
         rank, world_size: this process and their number (default: those of
             ``torch.distributed`` where it is initialised).
+
+    Raises:
+        ValueError: batches by length are wanted of crops, or of longer samples than the order
+            counts with.
     """
 
     def __init__(
@@ -95,13 +100,15 @@ class BatchStream(IterableDataset[Batch]):
         world_size: int | None = None,
     ) -> None:
         self._places = [places] if isinstance(places, str | Path) else list(places)
-        self._order_config, self._config = order, config or LoaderConfig()
+        self._order_config, self._config = order, _fitting(config, order)
         self._weights, self._label_names = weights, label_names
         self._cache, self._timeout_s = cache, timeout_s
         self._rank, self._world_size = _rank_and_world_size(rank, world_size)
         self._opened: tuple[int, Loader, StreamOrder] | None = None
-        # Shared with worker processes: the step that the next iteration begins with.
-        self._position = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Shared with worker processes: the step that the next iteration begins with, by worker.
+        # Each moves its own at the end of its epoch; the least counts, so that a worker that
+        # starts when another one is done already still begins with this epoch.
+        self._positions = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         # In a worker: its own next step, the stride, and the end of the epoch; now, and saved.
         self._now: tuple[int, int, int] | None = None
         self._resumed: tuple[int, int, int] | None = None
@@ -109,7 +116,7 @@ class BatchStream(IterableDataset[Batch]):
     @property
     def position(self) -> int:
         """The step that the next iteration begins with, counted from the start of training."""
-        return int(self._position)
+        return int(self._positions.min())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,15 +133,14 @@ class BatchStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         loader = self._open()[0]
-        worker = get_worker_info()
-        first, every, end = self._resumed or self._next_epoch(worker)
+        first, every, end = self._resumed or self._rest_of_epoch(self.position)
         self._resumed = None
         for batch in loader.batches(first, end, every=every):
             self._now = batch.step + every, every, end
-            if worker is None:
-                self._position.fill_(batch.step + 1)
+            if get_worker_info() is None:
+                self._move_to(batch.step + 1)
             yield batch
-        self._position.fill_(end)
+        self._move_to(end)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what has to be the same to go on from it, as plain data."""
@@ -159,17 +165,25 @@ class BatchStream(IterableDataset[Batch]):
                 f"the stream cannot be resumed, its crops or masks are not the same any more "
                 f"(saved {state.get('loader')}, now {now}); use the settings of the run"
             )
-        self._position.fill_(self._open()[1].resume(state))
+        position = self._open()[1].resume(state)
+        self._move_to(position)
         self._resumed = state.get("worker")
+        if get_worker_info() is not None and self._resumed is None:
+            self._resumed = self._rest_of_epoch(position)  # the others may not have loaded it yet
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def _next_epoch(self, worker: WorkerInfo | None) -> tuple[int, int, int]:
+    def _move_to(self, step: int) -> None:
+        """Note the step that the next iteration begins with, as far as this process knows."""
+        number, n_workers = _worker()
+        self._positions[number::n_workers] = step
+
+    def _rest_of_epoch(self, position: int) -> tuple[int, int, int]:
         """Return the first step, the stride and the end of what is left of the epoch."""
-        n_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        end = (self.position // self.steps_per_epoch + 1) * self.steps_per_epoch
-        return self.position + number, n_workers, end
+        number, n_workers = _worker()
+        end = (position // self.steps_per_epoch + 1) * self.steps_per_epoch
+        return position + number, n_workers, end
 
     def _open(self) -> tuple[Loader, StreamOrder]:
         """Open the data sets, once in each process."""
@@ -191,6 +205,30 @@ class BatchStream(IterableDataset[Batch]):
             )
             self._opened = os.getpid(), loader, order
         return self._opened[1:]
+
+
+def _fitting(config: LoaderConfig | None, order: OrderConfig | LengthConfig) -> LoaderConfig:
+    """Return the settings; refuse those that would pass the bound of an order by length."""
+    if not isinstance(order, LengthConfig):
+        return config or LoaderConfig()
+    config = config or LoaderConfig(max_frames=order.max_frames)
+    if config.crop_frames is not None:
+        raise ValueError(
+            f"batches by length are of whole samples, found crop_frames={config.crop_frames}; "
+            "leave it out, or give an `OrderConfig`"
+        )
+    if config.max_frames > order.max_frames:
+        raise ValueError(
+            f"`max_frames` of the loader must be at most that of the order ({order.max_frames}), "
+            f"found {config.max_frames}: batches would pass `global_batch_frames`"
+        )
+    return config
+
+
+def _worker() -> tuple[int, int]:
+    """Return the number of this worker and how many there are: 0 and 1 without workers."""
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
 def _rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:

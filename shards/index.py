@@ -287,12 +287,14 @@ def read_counts(
         array = group.get(COUNTS_NAME)
         if array is None:
             return None
-        if not isinstance(array, zarr.Array) or array.shape != (n_mels, LEVELS):
+        if not isinstance(array, zarr.Array) or array.dtype != np.int64:
+            raise ValueError("not an array of int64")  # before memory is taken for it
+        if array.shape != (n_mels, LEVELS):
             raise ValueError(f"not an array of shape ({n_mels}, {LEVELS})")
         counts = np.asarray(array[...])
     except (ValueError, RuntimeError, TypeError, KeyError) as error:  # whatever a codec raises
         raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
-    if counts.dtype != np.int64 or (counts < 0).any() or (counts.sum(1) != n_frames).any():
+    if (counts < 0).any() or (counts.sum(1) != n_frames).any():
         raise DatasetError(f"{place} must count {n_frames} frames in each band; {remedy}")
     return counts
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from .errors import DatasetError
 from .index import Index
 from .keys import KEY_PATTERN
 from .manifest import Manifest
@@ -38,6 +39,21 @@ def find_fault(index: Index, manifest: Manifest, *, checks_keys: bool = True) ->
             "keys must be unique": len(np.unique(index.sample_keys())) == len(index),
         }
     return next((rule for rule, holds in checks.items() if not holds), None)
+
+
+def require_possible(index: Index, manifest: Manifest, url: str) -> None:
+    """Refuse an index whose numbers are not those of its data set; its keys are not looked at.
+
+    Kernels write where the labels of an index say, without a look at bounds of their own.
+
+    Raises:
+        DatasetError: the index is damaged.
+    """
+    fault = find_fault(index, manifest, checks_keys=False)
+    if fault:
+        raise DatasetError(
+            f"{url}/{manifest.index_name}: {fault}; copy it again, or build the data set again"
+        )
 
 
 def _is_within(values: np.ndarray, low: int, end: int) -> bool:

@@ -52,6 +52,18 @@ def test_every_line_says_what_it_means(small_dataset: Dataset) -> None:
     assert "headspace" not in text
 
 
+def test_clips_too_short_for_a_mask_are_left_out(tmp_path: Path) -> None:
+    frames = [6, 7, 8, *[20] * 9]
+    samples = [make_sample(number, n_frames=n) for number, n in enumerate(frames)]
+    found = json.loads(
+        run(write_dataset(tmp_path / "set", [samples]).url, *QUICK, "--model", "none", "--json")
+    )
+    assert (found["n_samples"], found["crop_frames"]) == (10, 20)
+    short = write_dataset(tmp_path / "short", [samples[:2]])
+    with pytest.raises(ValueError, match=r"must have 8 frames for a mask, the longest of .* has 7"):
+        run(short.url, *QUICK)
+
+
 def test_an_unknown_model_is_refused(small_dataset: Dataset) -> None:
     with pytest.raises(ValueError, match=r"`--model` must be one of tiny, .*, found 'huge'"):
         run(small_dataset.url, "--model", "huge")

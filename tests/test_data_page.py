@@ -23,6 +23,7 @@ from melstream.tools.compare import inspect_against
 from melstream.tools.corpora import csv
 from melstream.tools.data_report import write_data_report
 from melstream.tools.inspect import inspect_dataset
+from melstream.tools.pages.gallery import make_gallery
 
 if TYPE_CHECKING:
     from browser_page import WatchedPage
@@ -265,6 +266,19 @@ def test_clips_that_cannot_be_read_are_told(hostile: Dataset, tmp_path: Path) ->
     write_data_report(tmp_path / "report.html", inspect_dataset(broken), broken)
     page = (tmp_path / "report.html").read_text()
     assert f"{shard.name} is missing; copy it again, or build it again" in page
+
+
+def test_audio_that_is_damaged_costs_its_player_alone(hostile: Dataset, tmp_path: Path) -> None:
+    copy = shutil.copytree(hostile.folder, tmp_path / "copy")
+    offset, size = hostile.member_span(1, "flac")
+    with (copy / hostile.shard_of(1).name).open("r+b") as file:
+        file.seek(offset + size // 2)
+        file.write(b"damaged")
+    gallery = make_gallery(open_dataset(copy))
+    players = {card.clip.row: card.audio for card in gallery.cards}
+    assert [row for row, audio in players.items() if audio is None] == [1]
+    assert gallery.fault.startswith("1 of")
+    assert hostile.key(1) in gallery.fault
 
 
 def test_the_page_of_one_class_shows_its_clips_only(

@@ -14,8 +14,9 @@ from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.masks import MaskConfig, count_masked
 from melstream.pipeline.order import EvaluationOrder, OrderConfig, TrainingOrder
 from melstream.pipeline.prefetch import prefetch
-from melstream.shards.dataset import Dataset
-from melstream.shards.errors import ShardError
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError, ShardError
+from melstream.shards.index import COLUMNS, Index, write_index
 
 
 def make_loader(
@@ -137,6 +138,17 @@ def test_a_lying_index_cannot_make_the_loader_read_outside_a_shard(tmp_path: Pat
     loader = make_loader(dataset, LoaderConfig(crop_frames=32))
     with pytest.raises(ShardError, match="build the data set again"):
         loader.batch(0)
+
+
+@pytest.mark.parametrize("column", ["label_ids", "label_indptr"])
+def test_lying_labels_cannot_make_the_loader_write_outside_a_batch(
+    small_dataset: Dataset, column: str
+) -> None:
+    columns = {name: np.array(small_dataset.index.column(name)) for name in COLUMNS}
+    columns[column][-1] += 1_000
+    write_index(small_dataset.storage, Index(columns))
+    with pytest.raises(DatasetError, match=f"`{column}` must .*; copy it again"):
+        make_loader(open_dataset(small_dataset.folder), MASKED)
 
 
 def test_leaving_early_ends_the_thread(small_dataset: Dataset) -> None:

@@ -110,9 +110,36 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (folder / "evaluation-1.json").write_text("{}")
     with pytest.raises(DatasetError, match="must be written by 'melstream evaluate --out'"):
         read_run(folder)
-    (folder / "config.json").write_text('{"recipe": 1}')
-    with pytest.raises(DatasetError, match=r"must hold the recipe of a run with train\.steps"):
+    for recipe in ("1", "{}", '{"train": {"steps": 9}, "tagger": 1}'):
+        (folder / "config.json").write_text(f'{{"recipe": {recipe}}}')
+        with pytest.raises(DatasetError, match=r"must hold the recipe of a run with train\.steps"):
+            read_run(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="must be JSON, found none"):
         read_run(folder)
+
+
+def test_odd_lines_of_the_log_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    odd = ('{"step": 1e999, "loss": 1}', '{"step": 5, "loss": 1' + "0" * 400 + "}", "[" * 100_000)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + "\n".join(odd))
+    assert read_run(folder).curves["loss"].steps == tuple(range(10, 101, 10))
+
+
+def test_names_with_terminal_codes_stay_text(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run\x1b[2J")
+    write_evaluation(folder)
+    for name in ("metrics.jsonl", "evaluation.json", "config.json"):
+        text = (folder / name).read_text()
+        for word in ("bell", "grad_norm", "0123456789abcdef"):
+            text = text.replace(word, "\\u001b[2J")
+        (folder / name).write_text(text)
+    console = Console(file=io.StringIO(), width=120)
+    print_run(read_run(folder), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b" not in console.file.getvalue()
+    assert console.file.getvalue().count("\\x1b[2J") >= 4
 
 
 def test_inspect_knows_a_run_from_a_data_set(

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,21 @@ def test_workers_give_the_same_batches(small_dataset: Dataset, start: str | None
     assert len(loader) == N_STEPS
 
 
+def test_a_worker_that_starts_last_begins_with_the_same_epoch(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, found = stream_of(small_dataset), []
+    for epoch in range(2):
+        for worker in (0, 1):  # the other one has come to the end of the epoch already
+            assert stream.position == epoch * N_STEPS
+            with monkeypatch.context() as patch:
+                info = SimpleNamespace(id=worker, num_workers=2)
+                patch.setattr("melstream.pipeline.stream.get_worker_info", lambda info=info: info)
+                found += stream
+        assert stream.position == (epoch + 1) * N_STEPS
+    assert_all_same(sorted(found, key=lambda batch: batch.step), first_epochs(small_dataset, 2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "n_before"), [(0, 1), (0, 4), (2, 4), (2, N_STEPS - 1)])
 def test_a_stateful_data_loader_resumes(
@@ -178,6 +194,16 @@ def test_batches_by_length_are_bounded_and_resume(small_dataset: Dataset) -> Non
     resumed = BatchStream(small_dataset.folder, order, config)
     resumed.load_state_dict(stream.state_at(5))
     assert_all_same(list(resumed), batches[5:])
+
+
+def test_batches_by_length_keep_to_their_bound(small_dataset: Dataset) -> None:
+    order = LengthConfig(global_batch_frames=90, max_frames=30, n_lanes=1, n_streams=2)
+    batches = list(BatchStream(small_dataset.folder, order))
+    assert max(batch.logmel.shape[0] * int(batch.n_frames.max()) for batch in batches) <= 90
+    with pytest.raises(ValueError, match=r"at most that of the order \(30\), found 6000"):
+        BatchStream(small_dataset.folder, order, LoaderConfig())
+    with pytest.raises(ValueError, match="are of whole samples, found crop_frames=32"):
+        BatchStream(small_dataset.folder, order, CROPS)
 
 
 def test_batches_by_length_come_from_one_data_set(small_dataset: Dataset) -> None:

@@ -4,7 +4,6 @@ Batches are as training gets them: shuffled, cropped, with labels and keys; once
 and once with masks and distractors.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,9 +24,10 @@ from ..pipeline.shard_cache import CacheConfig
 from ..pipeline.shuffle_quality import ShuffleQuality, measure_shuffle
 from ..shards.dataset import Dataset, open_dataset
 from .bench_headspace import Headspace, measure_headspace
+from .bench_memory import peak_bytes
 
 COPIED_BYTES = 2**29  # far more than a processor's cache holds
-BYTES_PER_KIB = 1024  # Linux counts the peak in KiB
+MIN_FRAMES = 2 * LoaderConfig().stride  # a masked step needs another one as its distractor
 N_TURNS = 3
 STEPS_APART = 2**30  # more than are drawn in a turn
 
@@ -73,7 +73,8 @@ class LoaderFigures:
     """What was measured.
 
     Args:
-        url, n_samples: of the data set.
+        url: of the data set.
+        n_samples: that are long enough for a mask, as training takes them.
         batch_size, crop_frames: of the batches.
         clip_bytes: of the log-mel of a crop.
         open_s: to open the data set, its index and an order, in seconds.
@@ -125,8 +126,7 @@ def bench_loader(url: str, settings: LoaderSettings) -> LoaderFigures:
     """
     start = time.perf_counter()
     dataset = open_dataset(url)
-    order_config = OrderConfig(global_batch_size=settings.batch_size, tail="wrap")
-    order = TrainingOrder(dataset.index, dataset.manifest.fingerprint, order_config)
+    order = _order(dataset, settings.batch_size)
     open_s = time.perf_counter() - start
     crop_frames = crop_of(dataset, settings.crop_s)
     plain, masked = (
@@ -137,12 +137,12 @@ def bench_loader(url: str, settings: LoaderSettings) -> LoaderFigures:
         )
     )
     rates = take_turns((plain, masked), settings.seconds)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KIB
+    most_bytes = peak_bytes(torch.device("cpu"))
     features = dataset.manifest.features
     clip_bytes = crop_frames * features.frame_bytes
     return LoaderFigures(
         url=dataset.url,
-        n_samples=len(dataset),
+        n_samples=order.n_samples,
         batch_size=settings.batch_size,
         crop_frames=crop_frames,
         clip_bytes=clip_bytes,
@@ -152,7 +152,7 @@ def bench_loader(url: str, settings: LoaderSettings) -> LoaderFigures:
         copy_bytes_per_s=copy_speed(clip_bytes, settings.seconds),
         shuffle=measure_shuffle(order, [dataset.index.shard]),
         memory_bytes=masked.memory_bytes(),
-        peak_bytes=peak_bytes,
+        peak_bytes=most_bytes,
         headspace=None
         if settings.preset is None
         else measure_headspace(
@@ -165,11 +165,23 @@ def bench_loader(url: str, settings: LoaderSettings) -> LoaderFigures:
     )
 
 
+def _order(dataset: Dataset, batch_size: int) -> TrainingOrder:
+    """Return the order over the clips that are long enough for a mask."""
+    rows = np.flatnonzero(dataset.index.n_frames >= MIN_FRAMES)
+    if not len(rows):
+        raise ValueError(
+            f"a clip must have {MIN_FRAMES} frames for a mask, the longest of {dataset.url} has "
+            f"{dataset.index.n_frames.max()}; take a data set of longer clips"
+        )
+    config = OrderConfig(global_batch_size=batch_size, tail="wrap")
+    return TrainingOrder(dataset.index, dataset.manifest.fingerprint, config, rows)
+
+
 def crop_of(dataset: Dataset, crop_s: float | None) -> int:
     """Return the frames of a crop: as asked for, or those of the middle clip."""
     if crop_s is None:
-        return int(np.median(dataset.index.n_frames))
-    return max(1, round(crop_s * dataset.manifest.features.frame_rate_hz))
+        return max(MIN_FRAMES, int(np.median(dataset.index.n_frames)))
+    return max(MIN_FRAMES, round(crop_s * dataset.manifest.features.frame_rate_hz))
 
 
 def take_turns(loaders: Sequence[Loader], seconds: float) -> list[Rate]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -201,11 +201,12 @@ def _start(contender: Contender) -> Iterator[Callable[[float], dict[str, float]]
             return json.loads(line)
 
         def ask(seconds: float) -> dict[str, float]:
-            asked.write(f"{seconds}\n")
+            with suppress(BrokenPipeError):  # it ended: what it said last is the error
+                asked.write(f"{seconds}\n")
             return answer()
 
-        answer()
         try:
+            answer()
             yield ask
         finally:
             process.kill()

@@ -17,6 +17,7 @@ from .build_plan import Plan
 from .corpora.corpus import IGNORED
 from .coverage import print_coverage
 from .hours import hours
+from .text_tables import many
 
 NOT_BAD = ("missing", "tail")  # reasons that say nothing against a file
 
@@ -85,7 +86,8 @@ def print_report(report: BuildReport, console: Console) -> None:
 def _outcome(report: BuildReport, manifest: Manifest) -> Table:
     new_s = sum(record.duration_s for record in report.new)
     written = (
-        f"samples, {hours(manifest.duration_s)} of audio, {len(manifest.shards):,} shards in "
+        f"samples, {hours(manifest.duration_s)} of audio, "
+        f"{many(len(manifest.shards), 'shard')} in "
         f"{report.url}, {report.wall_s:.1f} s, {new_s / report.wall_s:,.0f} x real time"
     )
     table = Table(show_header=False, box=None, pad_edge=False)

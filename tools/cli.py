@@ -88,6 +88,7 @@ def verify(
     from ..shards.dataset import open_dataset
     from ..shards.verify import find_problems
     from .progress import progress
+    from .text_tables import many
 
     dataset = open_dataset(data)
     n_shards = len(dataset.manifest.shards)
@@ -102,7 +103,8 @@ def verify(
         raise typer.Exit(1)
     checked = "every byte of" if full else "sizes and counts of"
     out_console.print(
-        f"whole: {checked} {n_shards} shards, {len(dataset)} samples", highlight=False
+        f"whole: {checked} {many(n_shards, 'shard')}, {many(len(dataset), 'sample')}",
+        highlight=False,
     )
 
 

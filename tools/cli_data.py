@@ -188,9 +188,10 @@ def _print_json(url: str, manifest: Manifest, **more: object) -> None:
 
 def _print_totals(url: str, manifest: Manifest) -> None:
     from .hours import hours
+    from .text_tables import many
 
     _print(
-        f"{url}: {manifest.n_samples:,} samples in {len(manifest.shards):,} shards, "
+        f"{url}: {many(manifest.n_samples, 'sample')} in {many(len(manifest.shards), 'shard')}, "
         f"{hours(manifest.duration_s)}"
     )
 

@@ -57,10 +57,7 @@ def inspect(
         _require_data_set(place, is_right=n_chosen + sample == 0)
         _inspect_run(Path(place), html, top=top, as_json=as_json)
         return
-    if n_chosen > 1:
-        raise ValueError("`--against`, `--label` and `--key` are for one at a time")
-    if key is not None and html is not None:
-        raise ValueError("`--html` is for a data set; 'melstream show' draws one clip")
+    _require_one(n_chosen, has_key_and_html=key is not None and html is not None)
     dataset = open_dataset(place, reads_ranges=True)
     if key is not None:
         _inspect_clip(dataset, key, as_json=as_json)
@@ -97,6 +94,7 @@ def show(
     Example: `melstream show shards/train kick_drum --png kick.png`
     """
     from ..shards.dataset import open_dataset
+    from ..shards.files import write_bytes
     from .clips import describe_clip, find_row, read_own_info
     from .inspect_page import print_clip
     from .spectrogram import terminal_spectrogram, write_png
@@ -110,10 +108,12 @@ def show(
                 f"`--audio` needs the waveform, {dataset.url} does not keep it; build it with "
                 "'melstream build … --keep-audio'"
             )
-        audio.write_bytes(dataset.read_member(row, "flac"))
+        audio.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(audio, dataset.read_member(row, "flac"))
     info = read_own_info(dataset, row)
     print_clip(describe_clip(dataset, row), out_console, source=info and info.source)
     if png is not None:
+        png.parent.mkdir(parents=True, exist_ok=True)
         write_png(png, logmel, spec, title=key)
     elif out_console.color_system:
         height = max(8, min(spec.n_mels // 2, out_console.height - 4))
@@ -134,6 +134,13 @@ def _inspect_clip(dataset: "Dataset", key: str, *, as_json: bool) -> None:
         print(clip.model_dump_json(indent=1))
     else:
         print_clip(clip, out_console)
+
+
+def _require_one(n_chosen: int, *, has_key_and_html: bool) -> None:
+    if n_chosen > 1:
+        raise ValueError("`--against`, `--label` and `--key` are for one at a time")
+    if has_key_and_html:
+        raise ValueError("`--html` is for a data set; 'melstream show' draws one clip")
 
 
 def _require_data_set(place: str, *, is_right: bool) -> None:

@@ -45,7 +45,6 @@ def write_data_report(path: Path, found: Inspection, dataset: Dataset) -> int:
     Returns:
         its size in bytes.
     """
-    features = found.features
     gallery = make_gallery(dataset, label=found.label)
     sections = {
         "classes": list(class_plots(found)),
@@ -68,9 +67,7 @@ def write_data_report(path: Path, found: Inspection, dataset: Dataset) -> int:
         classes=ranked_classes(found)[:MAX_TABLE_CLASSES],
         drifts=_drifts(found),
         gallery=gallery,
-        hz_ticks=hz_ticks(
-            float(features["fmin"]), float(features["fmax"]), str(features["mel_scale"])
-        ),
+        hz_ticks=hz_ticks(dataset.manifest.features),
         clip_facts=clip_facts,
         facts=_facts(found),
         n_examples=N_EXAMPLES,

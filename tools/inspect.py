@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset
-from ..shards.errors import REASONS, DatasetError
-from ..shards.index_check import find_fault
+from ..shards.errors import REASONS
+from ..shards.index_check import require_possible
 from ..shards.manifest import Manifest
 from .corpora.corpus import IGNORED
 from .inspect_figures import (
@@ -46,7 +46,7 @@ def inspect_dataset(dataset: Dataset, *, label: str | None = None) -> Inspection
         ValueError: there is no such class, or it has no sample.
         DatasetError: the index is damaged.
     """
-    _require_possible(dataset)
+    require_possible(dataset.index, dataset.manifest, dataset.url)
     rows = slice(None) if label is None else select(dataset, Selection((label,))).rows
     manifest, index = dataset.manifest, dataset.index
     found = Inspection(
@@ -72,15 +72,6 @@ def inspect_dataset(dataset: Dataset, *, label: str | None = None) -> Inspection
         bands=bands(dataset) if label is None else None,
     )
     return found.model_copy(update={"warnings": find_warnings(found)})
-
-
-def _require_possible(dataset: Dataset) -> None:
-    fault = find_fault(dataset.index, dataset.manifest, checks_keys=False)
-    if fault:
-        raise DatasetError(
-            f"{dataset.url}/{dataset.manifest.index_name}: {fault}; copy it again, or build the "
-            "data set again"
-        )
 
 
 def _totals(dataset: Dataset, rows: Rows | slice) -> Totals:

@@ -20,7 +20,7 @@ from .inspection import (
     Inspection,
     SampleCheck,
 )
-from .text_tables import bar, many, marks, number, safe, section, table
+from .text_tables import bar, many, marks, number, safe, section, table, trend
 
 MAX_ROWS = 8  # of a table of counts
 SPREAD_MARKS = 20
@@ -280,9 +280,7 @@ def _bands(found: Inspection) -> Group:
     assert found.bands is not None
     bands, shown = found.bands, table("", "")
     for name, values in (("mean", bands.mean), ("deviation", bands.std)):
-        low, high = min(values), max(values)
-        levels = np.array(values) - low + 0.1 * ((high - low) or 1)
-        shown.add_row(name, f"{marks(levels)} {low:.2f} to {high:.2f}")
+        shown.add_row(name, f"{trend(values)} {min(values):.2f} to {max(values):.2f}")
     if bands.value_counts is None:
         shown.add_row("values", safe("not recorded: written by an older melstream", "dim"))
     else:

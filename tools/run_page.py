@@ -4,13 +4,10 @@ import json
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from .hours import percent
 from .run_summary import Evaluation, RunSummary, data_wait, find_warnings
-
-BLOCKS = "▁▂▃▄▅▆▇█"
-MAX_MARKS = 40  # of a curve, so that it fits a narrow terminal
+from .text_tables import safe, table, trend
 
 
 def print_run(run: RunSummary, console: Console, *, top: int = 10) -> None:
@@ -21,21 +18,21 @@ def print_run(run: RunSummary, console: Console, *, top: int = 10) -> None:
         console: where to.
         top: classes to list, weakest first.
     """
-    console.print(Text(str(run.folder), "bold"))
+    console.print(safe(str(run.folder), "bold"))
     for warning in find_warnings(run):
-        console.print(Text.assemble(("! ", "bold yellow"), (warning.message, "yellow")))
-        console.print(Text(f"  {warning.remedy}", "dim"))
-    table = Table(show_header=False, box=None, pad_edge=False)
+        console.print(safe(f"! {warning.message}", "yellow"))
+        console.print(safe(f"  {warning.remedy}", "dim"))
+    facts = table("", "")
     for name, text in run_facts(run):
-        table.add_row(name, Text(text))
-    console.print(table)
+        facts.add_row(name, safe(text))
+    console.print(facts)
     if run.curves:
         console.print(_curves(run))
     for evaluation in run.evaluations:
-        console.print(Text(f"{evaluation.name}: {summary(evaluation)}"))
+        console.print(safe(f"{evaluation.name}: {summary(evaluation)}"))
         console.print(_classes(evaluation, top))
     if run.task == "finetune" and not run.evaluations:
-        console.print(Text(evaluation_remedy(run), "dim"))
+        console.print(safe(evaluation_remedy(run), "dim"))
 
 
 def run_json(run: RunSummary) -> str:
@@ -97,32 +94,22 @@ def evaluation_remedy(run: RunSummary) -> str:
 
 
 def _curves(run: RunSummary) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False, title="curves, first step to last")
-    table.title_justify = "left"
+    shown = table("", "", "", "")
+    shown.title, shown.title_justify = "curves, first step to last", "left"
     for name, curve in run.curves.items():
         low, high = min(curve.values), max(curve.values)
         last = f"{curve.values[-1]:.4g}"
-        table.add_row(Text(name), _line(curve.values), last, f"{low:.4g} to {high:.4g}")
-    return table
-
-
-def _line(values: tuple[float, ...]) -> str:
-    stride = -(-len(values) // MAX_MARKS)
-    shown = values[::stride]
-    low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
-    return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in shown)
+        shown.add_row(safe(name), trend(curve.values), last, f"{low:.4g} to {high:.4g}")
+    return shown
 
 
 def _classes(evaluation: Evaluation, top: int) -> Table:
-    table = Table("class", "clips", "AP", "AUC", "recall", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    shown = table("class", "clips", "AP", "AUC", "recall", right=range(1, 5))
     weakest = evaluation.weakest()
     for one in weakest[:top]:
         figures = (one.ap, one.auc, one.recall)
-        shown = ("-" if figure is None else f"{figure:.3f}" for figure in figures)
-        table.add_row(Text(one.label), f"{one.n_positives:,}", *shown)
+        texts = ("-" if figure is None else f"{figure:.3f}" for figure in figures)
+        shown.add_row(safe(one.label), f"{one.n_positives:,}", *texts)
     if len(weakest) > top:
-        table.add_row(Text(f"{len(weakest) - top} more, all of them better", "dim"))
-    return table
+        shown.add_row(safe(f"{len(weakest) - top} more, all of them better", "dim"))
+    return shown

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -135,14 +135,12 @@ def read_run(folder: Path) -> RunSummary:
             "the folder that --out of 'melstream pretrain' or 'melstream finetune' named"
         )
     config = _read_json(folder / CONFIG_NAME)
-    try:
-        recipe = config["recipe"]
-        int(recipe["train"]["steps"])
-    except (KeyError, TypeError, ValueError) as error:
+    recipe = config.get("recipe")
+    if not _is_recipe(recipe):
         raise DatasetError(
             f"{folder / CONFIG_NAME} must hold the recipe of a run with train.steps; copy the "
             "run again"
-        ) from error
+        )
     curves = _read_curves(folder / METRICS_NAME)
     metric = VALIDATION + HEADLINE.get(recipe.get("tagger", {}).get("task", ""), "")
     return RunSummary(
@@ -237,12 +235,26 @@ def _metric(run: RunSummary) -> str:
     return (run.headline or "").removeprefix(VALIDATION)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_recipe(recipe: Any) -> TypeGuard[dict[str, Any]]:
+    """Say whether the sections that are shown are there, as sections."""
+    if not isinstance(recipe, dict):
+        return False
+    sections = (recipe.get(name, {}) for name in ("train", "tagger", "model", "optim", "data"))
+    if not all(isinstance(section, dict) for section in sections):
+        return False
+    return isinstance(recipe.get("train", {}).get("steps"), int)
+
+
+def _read_bytes(path: Path) -> bytes:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DatasetError(f"{path} must be under {MAX_FILE_BYTES} bytes, it is no file of a run")
+    return path.read_bytes()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(_read_bytes(path))
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} must be JSON, found none ({error}); copy it again") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} must be a JSON object, found {type(content).__name__}")
@@ -252,15 +264,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_curves(path: Path) -> dict[str, Curve]:
     """Read ``metrics.jsonl``; a line torn by a crash, and what is not finite, is left out."""
     points: dict[str, dict[int, float]] = {}
-    for line in path.read_bytes().splitlines():
+    for line in _read_bytes(path).splitlines():
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, parse_int=float)  # whole numbers can be too large for one
             step = int(entry.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
         for name, value in entry.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                points.setdefault(name, {})[step] = float(value)
+            if isinstance(value, float) and math.isfinite(value):
+                points.setdefault(name, {})[step] = value
     return {
         name: Curve(steps=tuple(sorted(found)), values=tuple(found[step] for step in sorted(found)))
         for name, found in points.items()

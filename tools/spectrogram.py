@@ -1,5 +1,6 @@
 """A log-mel as a picture: in the terminal, or as a PNG with axes in seconds and Hz."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ..pipeline.mel import hz_to_mel, mel_edges_hz
+from ..shards.files import write_bytes
 from ..shards.spec import FeatureSpec
 
 Logmel = npt.NDArray[np.float32]
@@ -64,7 +66,7 @@ def write_png(path: Path, logmel: Logmel, spec: FeatureSpec, *, title: str) -> N
     """Write a log-mel as a PNG with axes.
 
     Args:
-        path: the file; it is replaced.
+        path: the file; it is replaced, its folder must exist.
         logmel: float32, shape (n_frames, n_mels).
         spec: what it was made with.
         title: above the picture.
@@ -83,14 +85,24 @@ def write_png(path: Path, logmel: Logmel, spec: FeatureSpec, *, title: str) -> N
         extent=(0, duration_s, -0.5, spec.n_mels - 0.5),
     )
     ticks = [hz for hz in TICKS_HZ if spec.fmin <= hz <= spec.fmax]
-    axes.set_yticks([_band_of(hz, spec) for hz in ticks], [f"{hz:,}" for hz in ticks])
+    axes.set_yticks([band_of(hz, spec) for hz in ticks], [f"{hz:,}" for hz in ticks])
     axes.set(xlabel="time (s)", ylabel="frequency (Hz, mel scale)", ylim=(-0.5, spec.n_mels - 0.5))
     axes.set_title(title, parse_math=False)
     figure.colorbar(image, label="power (dB)")
-    figure.savefig(path, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(path, picture.getvalue())
 
 
-def _band_of(hz: float, spec: FeatureSpec) -> float:
+def palette_colours(levels: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Return a colour for each level from 0, dark, to 1, bright; shape (..., 3), 0 to 255."""
+    place = np.clip(levels, 0, 1) * (len(PALETTE) - 1)
+    stops = np.arange(len(PALETTE))
+    channels = [np.interp(place, stops, PALETTE[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.int64)
+
+
+def band_of(hz: float, spec: FeatureSpec) -> float:
     """Return the place of a frequency on the axis of bands; a band's centre is a whole number.
 
     The axis ends half a band outside the outer centres, and what lies beyond is put there.
@@ -111,11 +123,7 @@ def _resized(logmel: Logmel, n_columns: int, n_rows: int) -> Logmel:
 
 def _colours(values: Logmel) -> npt.NDArray[np.int64]:
     """Return a colour for each value, shape (..., 3), 0 to 255."""
-    level = 1 + DB * (values - values.max()) / DYNAMIC_RANGE_DB
-    place = np.clip(level, 0, 1) * (len(PALETTE) - 1)
-    stops = np.arange(len(PALETTE))
-    channels = [np.interp(place, stops, PALETTE[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.int64)
+    return palette_colours(1 + DB * (values - values.max()) / DYNAMIC_RANGE_DB)
 
 
 def _hex(colour: npt.NDArray[np.int64]) -> str:
@@ -128,18 +136,15 @@ def _hz_labels(spec: FeatureSpec, n_lines: int) -> dict[int, str]:
     labels = {}
     for hz in TICKS_HZ:
         if spec.fmin <= hz <= spec.fmax:
-            line = round((_band_of(hz, spec) + 0.5) / spec.n_mels * n_lines - 0.5)
+            line = round((band_of(hz, spec) + 0.5) / spec.n_mels * n_lines - 0.5)
             labels[min(line, n_lines - 1)] = f"{hz:,}"
     return labels
 
 
 def _time_axis(duration_s: float, n_columns: int) -> tuple[str, str]:
     """Draw the axis below: marks at round numbers of seconds, and the seconds under them."""
-    step_s = next(
-        step
-        for step in (s * 10.0**p for p in range(-2, 5) for s in (1, 2, 5))
-        if step / duration_s * n_columns >= 8
-    )
+    steps = (s * 10.0**p for p in range(-2, 5) for s in (1, 2, 5))
+    step_s = next((step for step in steps if step / duration_s * n_columns >= 8), duration_s)
     marks, numbers = ["─"] * n_columns, ""
     for i in range(int(duration_s / step_s) + 1):
         column = min(round(i * step_s / duration_s * n_columns), n_columns - 1)

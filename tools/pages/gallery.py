@@ -4,20 +4,25 @@ Unusual clips come first, those at an end of some figure; then about the same nu
 of every class. Only these clips' bytes are read, whatever the size of the data set.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...shards.dataset import Dataset
-from ...shards.errors import MelstreamError, ShardError
+from ...shards.errors import MelstreamError
 from ..clips import describe_clip, pick_rows
 from ..hours import percent
 from ..inspect_figures import Rows
 from ..inspection import Clip
 from ..selection import Selection, select
 from .spectrogram import data_uri, spectrogram_png
+
+Read = TypeVar("Read", npt.NDArray[np.float32], bytes)
 
 N_CLIPS = 60  # beside the unusual ones
 MAX_MEDIA_BYTES = 4_000_000  # of pictures and audio, as they stand in the page: it has 10 MB
@@ -91,18 +96,19 @@ def make_gallery(dataset: Dataset, *, label: str | None = None) -> Gallery:
     drawn = [row for row in drawn.tolist() if row not in why]
     rows = [*why, *sorted(drawn, key=lambda row: (dataset.index.labels(row).tolist(), row))]
     with ThreadPoolExecutor(N_THREADS) as pool:
-        read = dict(zip(rows, pool.map(lambda row: _read(dataset, row), rows), strict=True))
-    logmels = {row: found for row, found in read.items() if not isinstance(found, str)}
-    faults = [found for found in read.values() if isinstance(found, str)]
-    images = _images(logmels)
-    audio = _audio(dataset, list(images), MAX_MEDIA_BYTES - sum(map(len, images.values())))
+        read = dict(zip(rows, pool.map(_tried(dataset.read_logmel), rows), strict=True))
+        images = _images({row: found for row, found in read.items() if not isinstance(found, str)})
+        heard = _with_audio(dataset, list(images), sum(map(len, images.values())))
+        flacs = dict(zip(heard, pool.map(_tried(partial(_flac, dataset)), heard), strict=True))
+        sources = dict(zip(images, pool.map(partial(_source, dataset), images), strict=True))
+    faults = [found for found in (*read.values(), *flacs.values()) if isinstance(found, str)]
     cards = [
         Card(
             clip=describe_clip(dataset, row),
             why=why.get(row, ""),
-            source=_source(dataset, row),
+            source=sources[row],
             image=image,
-            audio=audio.get(row),
+            audio=_player(flacs.get(row)),
         )
         for row, image in images.items()
     ]
@@ -110,7 +116,7 @@ def make_gallery(dataset: Dataset, *, label: str | None = None) -> Gallery:
     return Gallery(
         cards=tuple(cards),
         fault=f"{n_faults}: {faults[0]}" if faults else "",
-        n_without_audio=int((dataset.index.flac_size[list(images)] > 0).sum()) - len(audio),
+        n_without_audio=int((dataset.index.flac_size[list(images)] > 0).sum()) - len(flacs),
     )
 
 
@@ -138,12 +144,16 @@ def _unusual_rows(dataset: Dataset, rows: Rows) -> dict[int, str]:
     return {row: "; ".join(said) for row, said in found.items()}
 
 
-def _read(dataset: Dataset, row: int) -> npt.NDArray[np.float32] | str:
-    """Return a log-mel, or why it cannot be read."""
-    try:
-        return dataset.read_logmel(row)
-    except (MelstreamError, OSError) as error:
-        return str(error)
+def _tried(read: Callable[[int], Read]) -> Callable[[int], Read | str]:
+    """Have a function return why a row cannot be read, instead of raising it."""
+
+    def tried(row: int) -> Read | str:
+        try:
+            return read(row)
+        except (MelstreamError, OSError) as error:
+            return str(error)
+
+    return tried
 
 
 def _images(logmels: dict[int, npt.NDArray[np.float32]]) -> dict[int, str]:
@@ -163,20 +173,29 @@ def _images(logmels: dict[int, npt.NDArray[np.float32]]) -> dict[int, str]:
     return images
 
 
-def _audio(dataset: Dataset, rows: list[int], room: int) -> dict[int, str]:
-    """Read the audio of clips, where it is kept, until the page is full."""
-    audio: dict[int, str] = {}
+def _with_audio(dataset: Dataset, rows: list[int], image_bytes: int) -> list[int]:
+    """Choose clips whose audio is kept, as many as the page has room for beside its pictures."""
+    chosen, room = list[int](), MAX_MEDIA_BYTES - image_bytes
     for row in rows:
         n_bytes = 4 * int(dataset.index.flac_size[row]) // 3 + 32
         if 32 < n_bytes <= min(room, MAX_CLIP_AUDIO_BYTES):
-            audio[row] = data_uri(dataset.read_member(row, "flac"), "audio/flac")
-            room -= len(audio[row])
-    return audio
+            chosen.append(row)
+            room -= n_bytes
+    return chosen
+
+
+def _flac(dataset: Dataset, row: int) -> bytes:
+    return dataset.read_member(row, "flac")
+
+
+def _player(flac: bytes | str | None) -> str | None:
+    """Return audio as an address that holds it; None where it is not shown or cannot be read."""
+    return data_uri(flac, "audio/flac") if isinstance(flac, bytes) else None
 
 
 def _source(dataset: Dataset, row: int) -> str | None:
     """Return the name of the original file; tars made elsewhere do not tell it."""
     try:
         return dataset.read_info(row).source
-    except ShardError:
+    except (MelstreamError, OSError):
         return None

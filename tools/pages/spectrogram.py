@@ -6,15 +6,14 @@ import io
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from plotly.colors import sample_colorscale, unlabel_rgb
 
-from ...pipeline.mel import hz_to_mel
+from ...shards.spec import FeatureSpec
+from ..spectrogram import TICKS_HZ, band_of, palette_colours
 
 MAX_COLUMNS = 320  # a longer clip has several frames in a column
 N_COLOURS = 64  # the eye sees no more, and the file is a third smaller than with 256
-PALETTE_NAME = "Magma"  # even to the eye, and for the colour-blind
-TICKS_HZ = (125, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 MIN_TICK_DISTANCE = 0.13  # of the height, so that two do not touch
+MIN_TICK_HEIGHT = 0.03  # of the height, above the axis of seconds
 
 
 def spectrogram_png(logmel: npt.NDArray[np.float32], *, low: float, high: float) -> bytes:
@@ -34,7 +33,7 @@ def spectrogram_png(logmel: npt.NDArray[np.float32], *, low: float, high: float)
     shares = np.clip((columns - low) / max(high - low, 1e-6), 0, 1)
     codes = np.rint(shares * (N_COLOURS - 1)).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(codes.T[::-1]))
-    image.putpalette(_palette())
+    image.putpalette(palette_colours(np.linspace(0, 1, N_COLOURS)).ravel().tolist())
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -49,24 +48,17 @@ def data_uri(payload: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(payload).decode()}"
 
 
-def hz_ticks(fmin: float, fmax: float, mel_scale: str) -> list[tuple[str, float]]:
+def hz_ticks(spec: FeatureSpec) -> list[tuple[str, float]]:
     """Return labels of a spectrogram's frequency axis, with their height from 0 to 100.
 
-    >>> hz_ticks(20, 8000, "htk")[-1]
+    >>> hz_ticks(FeatureSpec())[-1]
     ('8k', 100.0)
     """
-    low, high = hz_to_mel([fmin, fmax], mel_scale=mel_scale)
     ticks: list[tuple[str, float]] = []
     for hz in reversed(TICKS_HZ):
-        height = float((hz_to_mel(hz, mel_scale=mel_scale) - low) / (high - low))
+        height = (band_of(hz, spec) + 0.5) / spec.n_mels
         is_free = not ticks or ticks[0][1] / 100 - height >= MIN_TICK_DISTANCE
-        if 0.03 <= height <= 1 and is_free:
+        if spec.fmin <= hz <= spec.fmax and height >= MIN_TICK_HEIGHT and is_free:
             text = f"{hz // 1_000}k" if hz >= 1_000 else f"{hz}"
             ticks.insert(0, (text, round(100 * height, 1)))
     return ticks
-
-
-def _palette() -> list[int]:
-    shares = np.linspace(0, 1, N_COLOURS).tolist()
-    colours = sample_colorscale(PALETTE_NAME, shares)
-    return [round(part) for colour in colours for part in unlabel_rgb(colour)]
