@@ -287,7 +287,8 @@ def _read(path: str | Path) -> tuple[Waveform, int]:
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(
             f"{path} must be a file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF ...), found: "
-            f"{error}; decode it otherwise and give its waveform"
+            f"{error}; turn it into one (ffmpeg -i {path} sound.wav), or give its waveform and "
+            "sample_rate"
         ) from error
     return np.asarray(samples.T, np.float32), rate
 
