@@ -179,6 +179,7 @@ def test_pretraining_compiles_into_one_graph(
     torch.testing.assert_close(traced(**batch)["loss"], model(**batch)["loss"])
 
 
+@pytest.mark.slow
 def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
     """Dropout and LayerDrop draw, and the quantizer's branches are of Python alone."""
     config = CONFIG.model_copy(update={"dropout": 0.1, "layer_drop": 0.2})

@@ -7,6 +7,7 @@ is one. Tensors on a GPU travel by NCCL, those on the CPU by gloo.
 """
 
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class World:
             try:
                 outcome[0] = work()
             except Exception as error:  # it is raised below, in every process
-                outcome[0] = error
+                outcome[0] = _picklable(error)
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if isinstance(outcome[0], Exception):
             raise outcome[0]
@@ -96,6 +97,15 @@ class World:
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return an error that the other processes can be told of, or they would wait for ever."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an error's own constructor or state may raise
+        return MelstreamError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ the optimiser and the state of the order.
     run_checkpoints  what is kept        live_view the terminal   distributed many processes
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -229,7 +230,8 @@ class Trainer:
         with self._updater.averaged_weights():
             measured = self._learner.validate()
         self._updater.train_mode(self._at.step)
-        figures = {f"valid/{name}": value for name, value in measured.items()}
+        # JSON has no NaN or inf; d' is infinite where everything is right
+        figures = {f"valid/{n}": value for n, value in measured.items() if math.isfinite(value)}
         log.write(self._at.step, figures)
         view.figures(self._at.step, figures)
         if not self._at.take(measured[self._learner.metric]) and not self._is_over():
