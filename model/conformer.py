@@ -8,10 +8,13 @@ encoding: order comes from the convolutions. Biases are everywhere.
 Legend: B batch, S latent steps, D model width, H heads.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .dropout import Dropout, attention, silu_dropout_linear
 
@@ -142,12 +145,50 @@ class SampleNorm(nn.Module):
         if padding_mask is None:
             return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
         x = x.float()  # under autocast: sums over a whole sample
+        if not torch.compiler.is_compiling():
+            return _NormValid.apply(x, self.weight, self.bias, ~padding_mask, self.eps)  # type: ignore[no-any-return]
         n_values = x.shape[2] * (~padding_mask).sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
         padding = padding_mask[..., None]
         mean = x.masked_fill(padding, 0.0).sum((1, 2), keepdim=True) / n_values
         centred = x - mean
         variance = centred.masked_fill(padding, 0.0).square().sum((1, 2), keepdim=True) / n_values
         return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class _NormValid(torch.autograd.Function):
+    """Normalise samples by the mean and variance of their valid steps, and scale channels.
+
+    In one function, since autograd's own way through a dozen operations reads and writes
+    the activations four times as often; ``torch.compile`` fuses those by itself.
+    measured: 2026-11-26, 2 cores of an AMD EPYC, torch 2.11, forward and backward of 8 x 250
+    steps of width 256: 1.2 ms against 4.9 ms.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, is_valid: Tensor, eps: float
+    ) -> Tensor:
+        n_values = x.shape[2] * is_valid.sum(1).clamp(min=1)[:, None, None]
+        share = is_valid[..., None] / n_values  # (B, S, 1): of each value in the sample's mean
+        mean = (x.sum(2, keepdim=True) * share).sum(1, keepdim=True)  # (B, 1, 1)
+        centred = x - mean
+        squares = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square()
+        scale = torch.rsqrt((squares * share).sum(1, keepdim=True) + eps)  # (B, 1, 1)
+        normed = centred.mul_(scale)
+        ctx.save_for_backward(normed, weight, scale, share)
+        return torch.addcmul(bias, normed, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = gradients
+        normed, weight, scale, share = ctx.saved_tensors
+        to_weight = gradient * normed
+        along = (to_weight @ weight).sum(1)[:, None, None]  # of the gradient with the sample
+        total = (gradient @ weight).sum(1)[:, None, None]
+        to_x = torch.addcmul(gradient * (weight * scale), normed, share * (-along * scale))
+        to_x.sub_(share * total * scale)
+        return to_x, to_weight.sum((0, 1)), gradient.sum((0, 1)), None, None
 
 
 class SelfAttention(nn.Module):

@@ -88,7 +88,15 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> "AudioMod
         CheckpointError: no model there, or it is damaged, or of another version.
     """
     path = Path(folder)
-    saved = load_model_file(path / "model" if (path / "model" / "model.json").is_file() else path)
+    places = [place for place in (path / "model", path) if (place / "model.json").is_file()]
+    if not places:
+        raise CheckpointError(
+            f"{path} must be the folder of a model, or of a run that is finished, found no "
+            "model.json there",
+            "train one with 'melstream pretrain' or 'finetune', or go on with a run by --resume",
+            path,
+        )
+    saved = load_model_file(places[0])
     try:
         card = _Card.model_validate(saved.card)
     except ValidationError as error:
@@ -282,12 +290,15 @@ class _Card(BaseModel):
 
 def _read(path: str | Path) -> tuple[Waveform, int]:
     """Decode a file: float32, shape (n_channels, n_samples), and its rate in Hz."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} must be a file, found none there")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(
             f"{path} must be a file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF ...), found: "
-            f"{error}; decode it otherwise and give its waveform"
+            f"{str(error).rstrip('.')}; turn it into one (ffmpeg -i {path} sound.wav), or give its "
+            "waveform and sample_rate"
         ) from error
     return np.asarray(samples.T, np.float32), rate
 

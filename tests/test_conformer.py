@@ -105,3 +105,24 @@ def test_sample_norm_equals_group_norm_over_the_valid_steps(x: torch.Tensor) -> 
         torch.testing.assert_close(
             found[row, :n_valid], required[0].T, atol=TOLERANCE, rtol=TOLERANCE
         )
+
+
+def test_sample_norm_has_the_gradients_of_group_norm_over_the_valid_steps(
+    x: torch.Tensor,
+) -> None:
+    n_samples, n_steps, dim = x.shape
+    n_valid = [1 + number % n_steps for number in range(n_samples)]
+    norm, reference = SampleNorm(dim), nn.GroupNorm(1, dim)
+    for parameter, other in zip(norm.parameters(), reference.parameters(), strict=True):
+        nn.init.normal_(parameter)
+        other.data.copy_(parameter)
+    own, other_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    padding_mask = torch.arange(n_steps) >= torch.tensor(n_valid)[:, None]
+    factors = torch.randn(x.shape) * ~padding_mask[..., None]
+    (norm(own, padding_mask) * factors).sum().backward()
+    for row, n in enumerate(n_valid):
+        expected = reference(other_x[row : row + 1, :n].mT).mT
+        (expected * factors[row : row + 1, :n]).sum().backward()
+    torch.testing.assert_close(own.grad, other_x.grad, atol=1e-5, rtol=1e-4)
+    for parameter, other in zip(norm.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, atol=1e-5, rtol=1e-4)

@@ -10,18 +10,26 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from melstream.model.checkpoint import load_checkpoint
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import MelstreamError
-from melstream.tools.distributed import Agreement, World, join_world
+from melstream.tools.distributed import (
+    Agreement,
+    World,
+    _picklable,
+    fresh_store,
+    join_world,
+)
 from melstream.tools.pretrain import pretrain
 from melstream.tools.recipe import PretrainRecipe, load_recipe
 
@@ -138,6 +146,28 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         join_world(torch.device("cuda")),
     ):
         pass
+
+
+def test_every_life_has_a_part_of_the_store_to_itself() -> None:
+    """Whoever comes first, and whatever the dead have left there."""
+    store, lives = dist.HashStore(), []
+    for ranks in ((0, 1, 2), (2, 1, 0)):
+        with ThreadPoolExecutor(3) as pool:
+            parts = [pool.submit(fresh_store, store, rank, 3) for rank in ranks]
+        for rank, part in zip(ranks, parts, strict=True):
+            assert not part.result().check([f"of rank {rank}"])
+            part.result().set(f"of rank {rank}", "")
+        assert all(part.result().check([f"of rank {rank}" for rank in ranks]) for part in parts)
+        lives.append(store.get("life"))
+    assert lives[0].split()[0] != lives[1].split()[0]
+
+
+def test_an_error_that_cannot_travel_becomes_one_that_can() -> None:
+    class Local(Exception):
+        pass
+
+    assert repr(_picklable(MelstreamError("no"))) == "MelstreamError('no')"
+    assert repr(_picklable(Local("no"))) == "MelstreamError('Local: no')"
 
 
 def test_what_fails_in_the_main_process_fails_everywhere() -> None:

@@ -179,6 +179,23 @@ def test_pretraining_compiles_into_one_graph(
     torch.testing.assert_close(traced(**batch)["loss"], model(**batch)["loss"])
 
 
+@pytest.mark.slow
+def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
+    """Dropout and LayerDrop draw, and the quantizer's branches are of Python alone."""
+    config = CONFIG.model_copy(update={"dropout": 0.1, "layer_drop": 0.2})
+    for options in ({}, {"quantizer": {"n_codebooks": 2, "n_entries": 4}}):
+        model = PretrainingModel(
+            AudioEncoder(config), build_objective("wav2vec2", options, config)
+        ).train()
+        graphs = torch._dynamo.explain(model)(
+            logmel.half(),
+            torch.tensor([42, 41, 20]),
+            (torch.arange(10) < 4).expand(3, -1),
+            torch.arange(20).remainder(4).expand(3, 4, -1).int(),
+        )
+        assert (graphs.graph_count, graphs.graph_break_count) == (1, 0), graphs.break_reasons
+
+
 @torch.no_grad()
 def test_a_clip_gives_the_same_context_however_much_it_is_padded(
     encoder: AudioEncoder, logmel: torch.Tensor

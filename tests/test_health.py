@@ -1,5 +1,6 @@
 """A run that learns nothing is found out by its log, and told why and what to do."""
 
+import numpy as np
 import pytest
 
 from melstream.tools.health import (
@@ -8,6 +9,7 @@ from melstream.tools.health import (
     Circumstances,
     Entry,
     HealthConfig,
+    chance_accuracy,
     find_illness,
 )
 
@@ -80,3 +82,12 @@ def test_who_does_not_contrast_cannot_be_at_chance() -> None:
 
 def test_an_alarm_that_is_off_says_nothing() -> None:
     assert find_illness(log(5, target_std=0.0), HealthConfig(alarm="off"), CONTRASTIVE) is None
+
+
+@pytest.mark.parametrize(("n_masked", "n_distractors"), [(2, 1), (5, 20), (65, 100), (400, 100)])
+def test_chance_is_what_guessing_gives(n_masked: int, n_distractors: int) -> None:
+    """Distractors are drawn with replacement: what is drawn twice is no other choice."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(n_masked - 1, size=(400, n_distractors))
+    right = [1 / (1 + len(np.unique(row))) for row in draws]
+    assert chance_accuracy(n_masked, n_distractors) == pytest.approx(np.mean(right), rel=0.02)

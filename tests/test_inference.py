@@ -136,7 +136,7 @@ def test_a_run_folder_will_do(folders: Path, tmp_path: Path) -> None:
         (np.full(400, np.nan, np.float32), 16_000, "sound 0: finite samples required"),
         (np.zeros((400, 65), np.float32), 16_000, r"found float32 of shape \(400, 65\)"),
         (np.zeros(400, np.int16), 16_000, "must be floating"),
-        ("nowhere.wav", None, "nowhere.wav must be a file that libsndfile reads"),
+        ("nowhere.wav", None, "nowhere.wav must be a file, found none"),
     ],
 )
 def test_what_is_no_sound_is_refused(
@@ -152,5 +152,11 @@ def test_an_encoder_does_not_tag(folders: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"finished, found no model\.json there"):
         load(tmp_path)
+
+
+def test_a_codec_that_is_not_known_gets_a_remedy(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "sound.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(ValueError, match=r"libsndfile reads.*ffmpeg -i .*sound.m4a sound.wav"):
+        load(folders / "encoder").embed(tmp_path / "sound.m4a")

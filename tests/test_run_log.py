@@ -107,6 +107,15 @@ def test_wandb_gets_the_figures_and_never_holds_up_a_run(
     assert fake.calls[0]["resume"] == "allow"
 
 
+def test_lines_that_a_crash_has_torn_do_not_spoil_those_that_follow(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\xff\xfe\n{"st\n{"step": 2}')
+    log = RunLog(tmp_path, 2, world=ALONE)
+    log.write(3, {"loss": 1.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_bytes().splitlines()] == [1, 2, 3]
+
+
 def test_wandb_that_is_not_installed_is_an_error_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,8 +144,10 @@ def test_without_a_terminal_there_are_a_few_plain_lines() -> None:
         for step in range(1, 101):
             view.step(step)
             view.figures(step, {"loss": 2.0, "accuracy": 0.5})
+        view.figures(100, {"valid/accuracy": 0.25, "valid/d_prime": 1.0})
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert lines[-1] == "pre-training validated at 100: accuracy 0.250"
     assert lines[0].startswith("pre-training 10/100 loss 2.000 accuracy 0.500")
 
 

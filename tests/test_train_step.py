@@ -164,6 +164,23 @@ def test_nothing_in_an_update_waits_for_the_device(precision: str) -> None:
         steps.n_skipped.item()
 
 
+def test_float32_products_of_a_loss_go_back_in_float32() -> None:
+    """Autocast left on for the backward pass would make bfloat16 of them."""
+
+    def exact(module: nn.Module, part: Batch) -> dict[str, Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            return losses(module, part)
+
+    found = []
+    for precision in ("float32", "bfloat16"):
+        module = network()
+        learner = Learner(module, parameter_groups(module, OPTIM.lr, 0.1), exact)
+        config = TrainConfig(steps=100, precision=precision)
+        steps = Updater(learner, train=config, optim=OPTIM, world=World(CPU))
+        found.append(steps.update(0, batch())["grad_norm"])
+    assert torch.equal(*found)
+
+
 def frozen(module: nn.Sequential, n_steps: int) -> Iterator[dict[str, Any]]:
     yield from parameter_groups(module[3], OPTIM.lr, 0.0)
     for group in parameter_groups(module[0], OPTIM.lr, 0.0):

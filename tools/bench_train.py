@@ -34,13 +34,9 @@ from ..pipeline.masks import MaskConfig, count_masked
 from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import open_dataset
 from .bench_memory import current_bytes, peak_bytes, reset_peak
+from .utilisation import peak_flops as data_sheet_flops
 
 WARMUP_STEPS = 2
-DATA_SHEET_BFLOAT16 = {
-    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
-    "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
-"""Dense bfloat16 FLOP/s of NVIDIA's data sheets, by a part of the device's name."""
 
 Inputs = tuple[Tensor, ...]
 
@@ -187,7 +183,7 @@ def _measure(
                 quarter = current_bytes(settings.device)
     step_s = statistics.median(seconds)
     flops_per_s = flops / step_s
-    sheet = _data_sheet_flops(settings)
+    sheet = data_sheet_flops(settings.device, settings.precision)
     return StepCost(
         batch_size=batch_size,
         step_s=step_s,
@@ -261,14 +257,6 @@ def _synthetic(settings: TrainSettings, batch_size: int) -> Inputs:
     shape = (batch_size, n_masked, masking.n_distractors)
     distractors = torch.randint(n_masked, shape, generator=generator, dtype=torch.int32)
     return logmel, torch.full((batch_size,), n_frames), mask, distractors
-
-
-def _data_sheet_flops(settings: TrainSettings) -> float | None:
-    if settings.device.type != "cuda" or settings.precision != "bfloat16":
-        return None
-    name = torch.cuda.get_device_name(settings.device)
-    known = (flops for part, flops in DATA_SHEET_BFLOAT16.items() if part in name)
-    return next(known, None)
 
 
 def _wait(device: torch.device) -> None:

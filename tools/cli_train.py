@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -109,31 +109,17 @@ def finetune(
     from .folds import finetune_folds
 
     with _world(device) as (world, console):
+        how: dict[str, Any] = {
+            "device": world.device,
+            "console": console,
+            "encoder_path": encoder,
+            "resume": resume,
+            "world": world,
+        }
         if folds:
-            results = finetune_folds(
-                config,
-                data,
-                out,
-                device=world.device,
-                console=console,
-                encoder_path=encoder,
-                resume=resume,
-                world=world,
-            )
-            _finish_folds(out, results, world)
+            _finish_folds(out, finetune_folds(config, data, out, **how), world)
         else:
-            result = run(
-                config,
-                data,
-                out,
-                device=world.device,
-                console=console,
-                encoder_path=encoder,
-                valid=valid,
-                resume=resume,
-                world=world,
-            )
-            _finish_run(out, result, world)
+            _finish_run(out, run(config, data, out, valid=valid, **how), world)
 
 
 @contextmanager

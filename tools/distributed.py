@@ -7,6 +7,9 @@ is one. Tensors on a GPU travel by NCCL, those on the CPU by gloo.
 """
 
 import os
+import pickle
+import secrets
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +28,7 @@ from ..shards.errors import MelstreamError
 T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+POLL_S = 0.05  # between looks into the store while processes find one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class World:
             try:
                 outcome[0] = work()
             except Exception as error:  # it is raised below, in every process
-                outcome[0] = error
+                outcome[0] = _picklable(error)
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if isinstance(outcome[0], Exception):
             raise outcome[0]
@@ -98,6 +102,15 @@ class World:
         )
 
 
+def _picklable(error: Exception) -> Exception:
+    """Return an error that the other processes can be told of, or they would wait for ever."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an error's own constructor or state may raise
+        return MelstreamError(f"{type(error).__name__}: {error}")
+    return error
+
+
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
@@ -116,21 +129,51 @@ def join_world(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
-    n_restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        # The agent's store outlives the processes (torch 2.11): without a prefix of their own
-        # new ones would look for each other at the addresses of those that died.
-        store=PrefixStore(f"life-{n_restarts}", store),
+        store=fresh_store(store, rank, size),
         rank=rank,
         world_size=size,
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        yield World(device, rank, size, n_restarts)
+        yield World(device, rank, size, _restarts())
     finally:
         dist.destroy_process_group()
+
+
+def fresh_store(store: Store, rank: int, size: int) -> Store:
+    """Agree on a part of the store that no earlier life of these processes has written to.
+
+    The agent's store outlives the processes (torch 2.11), and what the dead left in it would
+    mislead the living. Agents of several machines count restarts differently, so a count
+    cannot name a life. Rank 0 draws a name, and repeats it with the passwords it has read
+    until every other process has found its own among them.
+
+    Args:
+        store: of torchrun, shared by all.
+        rank, size: of this process, and how many there are.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"password/{rank}", own)
+        while own not in (names := store.get("life").decode().split()):
+            time.sleep(POLL_S)
+        store.set(f"{names[0]}/{rank}", "")
+        return PrefixStore(names[0], store)
+    while not all(store.check([f"{own}/{other}"]) for other in range(1, size)):
+        passwords = [store.get(f"password/{other}").decode() for other in range(1, size)]
+        store.set("life", " ".join([own, *passwords]))
+        time.sleep(POLL_S)
+    return PrefixStore(own, store)
+
+
+def _restarts() -> int:
+    """Return how often processes were started anew, by the machine that counts the most."""
+    n_restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    dist.all_reduce(n_restarts, dist.ReduceOp.MAX)
+    return int(n_restarts)
 
 
 def _own_gpu(local_rank: int) -> torch.device:

@@ -23,16 +23,14 @@ from .distributed import World
 from .evaluate import predict
 from .model_folder import ModelCard, load_encoder, require_features
 from .recipe import FinetuneRecipe
-from .run_folder import HEADLINE, claim_run
+from .run_folder import HEADLINE
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
     band_statistics,
     open_data,
     run_config,
-    training_crops,
-    training_loader,
-    training_order,
+    training_batches,
 )
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
@@ -88,59 +86,49 @@ def finetune(
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
-    held_out = dataset if part is not None else None if valid is None else open_dataset(valid)
-    if held_out is not None:
-        _require_same_labels(held_out, dataset)
-    order = training_order(
-        [dataset],
-        recipe.data,
-        seed=recipe.train.seed,
-        min_frames=1,
-        console=console,
-        chosen=None if part is None else part.train,
-    )
-    torch.manual_seed(recipe.train.seed)
-    encoder, history = _body(recipe, dataset, encoder_path)
-    tagger = Tagger(encoder, recipe.tagger, len(dataset.manifest.label_names)).to(world.device)
-    card = _card(recipe, dataset, encoder, history)
-    crops = training_crops(
-        recipe.data,
-        card.features,
-        stride=encoder.config.stride,
-        mask=None,
-        seed=recipe.train.seed,
-    )
-    loader = training_loader(
-        [dataset], order, crops, config=recipe.data, world=world, console=console
-    )
+    held_out = dataset if part is not None else _held_out(recipe, dataset, valid)
+    tagger, card = _build(recipe, dataset, encoder_path)
+    tagger.to(world.device)
+    order, _, loader = training_batches(
+        [dataset], recipe, stride=card.encoder.stride, min_frames=1,
+        chosen=None if part is None else part.train, world=world, console=console,
+    )  # fmt: skip
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
-    resume = resume or world.n_restarts > 0
-    world.on_main(lambda: claim_run(out, config, resume=resume))
     rows = None if part is None else part.held_out
-    learner = _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world))
     trainer = Trainer(
-        learner,
-        order,
-        loader,
-        recipe=recipe,
-        folder=out,
-        config=config,
-        console=console,
-        world=world,
-    )
+        _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world)),
+        order, loader, recipe=recipe, folder=out, config=config, console=console, world=world,
+    )  # fmt: skip
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete and world.is_main:
-        steps = {"steps": result.step}
-        finish_run(out, trainer.final_weights(), card.model_copy(update=steps))
+        card = card.model_copy(update={"steps": result.step})
+        finish_run(out, trainer.final_weights(), card)
     return result
 
 
-def _card(
-    recipe: FinetuneRecipe, dataset: Dataset, encoder: AudioEncoder, history: tuple[str, ...]
-) -> ModelCard:
+def _held_out(recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None) -> Dataset | None:
+    """Open the data set to validate on, if there is one."""
+    if valid is not None:
+        held_out = open_dataset(valid)
+        _require_same_labels(held_out, dataset)
+        return held_out
+    if recipe.train.stop_after:
+        raise ValueError(
+            f"`train.stop_after` ({recipe.train.stop_after}) needs held-out data; give --valid, or "
+            "--set train.stop_after=0"
+        )
+    return None
+
+
+def _build(
+    recipe: FinetuneRecipe, dataset: Dataset, encoder_path: Path | None
+) -> tuple[Tagger, ModelCard]:
+    """Build the tagger and its card; its new weights are the same on every process."""
+    torch.manual_seed(recipe.train.seed)
+    encoder, history = _body(recipe, dataset, encoder_path)
     manifest = dataset.manifest
-    return ModelCard(
+    card = ModelCard(
         kind="tagger",
         encoder=encoder.config.model_copy(update={"checkpoints_activations": False}),
         features=manifest.features,
@@ -150,6 +138,7 @@ def _card(
         trained_on=(*history, manifest.fingerprint),
         steps=recipe.train.steps,
     )
+    return Tagger(encoder, recipe.tagger, len(manifest.label_names)), card
 
 
 def _validation(
@@ -266,7 +255,10 @@ def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
 def _require_labels(dataset: Dataset, task: str) -> None:
     """Refuse a data set that cannot teach the task."""
     if not dataset.manifest.label_names:
-        raise DatasetError(f"{dataset.url} has no labels; build it from a labelled corpus")
+        raise DatasetError(
+            f"{dataset.url} has no labels; build it from a labelled corpus, a csv one with "
+            "--label-column"
+        )
     if task != "single_label":
         return
     counts = np.diff(dataset.index.label_indptr)

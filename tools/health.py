@@ -35,7 +35,7 @@ class HealthConfig(BaseModel):
         description="steps after the warm-up in which contrastive accuracy has to leave chance",
     )
     chance_factor: float = Field(
-        default=2.0, gt=1, description="accuracy below so many times chance counts as chance"
+        default=1.5, gt=1, description="accuracy below so many times chance counts as chance"
     )
     min_target_std: float = Field(
         default=1e-3, gt=0, description="deviation of a target's channels below which they are one"
@@ -63,6 +63,24 @@ class Circumstances:
 
     warmup_steps: int
     chance: float | None = None
+
+
+def chance_accuracy(n_masked: int, n_distractors: int) -> float:
+    """Return the contrastive accuracy of a guess.
+
+    Distractors are drawn with replacement from few masked steps, so many are the same: of
+    the ``n - 1`` others, ``n_distractors`` draws hit ``(n - 1) (1 - (1 - 1 / (n - 1)) **
+    n_distractors)`` on average, and a guess picks among these and the target.
+
+    Args:
+        n_masked: masked steps of a sample, at least 2.
+        n_distractors: draws per masked step.
+
+    >>> round(chance_accuracy(65, 100), 4), round(chance_accuracy(5, 20), 4)
+    (0.0194, 0.2005)
+    """
+    n_others = n_masked - 1
+    return 1 / (1 + n_others * (1 - (1 - 1 / n_others) ** n_distractors))
 
 
 def find_illness(

@@ -28,6 +28,8 @@ from .progress import Report, progress
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40  # of a curve, in characters; each is one log entry or the mean of several
 _IN_PERCENT = {"accuracy", "masked_share", "data_wait_share", "mfu"}
+_OF_TRAINING = ("loss", "accuracy")
+_OF_VALIDATION = ("valid/mAP", "valid/accuracy", "valid/balanced_accuracy")
 
 
 class View(Protocol):
@@ -60,22 +62,31 @@ def live_view(title: str, total: int, console: Console) -> Iterator[View]:
             yield panel
     else:
         with progress(title, total, console) as report:
-            yield Lines(report)
+            yield Lines(title, console, report)
 
 
 class Lines:
-    """A few plain lines over the whole run."""
+    """A few plain lines over the whole run, and one for each validation.
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    Args:
+        title: what is being done.
+        console: where validations are printed.
+        report: prints how training goes, now and then.
+    """
+
+    def __init__(self, title: str, console: Console, report: Report) -> None:
+        self._title, self._console, self._report = title, console, report
 
     def step(self, step: int) -> None:
         """Show nothing: a line has figures."""
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
-        """Print a line, now and then."""
-        shown = [name for name in ("loss", "accuracy", "valid/mAP") if name in figures]
-        self._report(step, "  ".join(f"{name} {figures[name]:.3f}" for name in shown))
+        """Print a line: of training figures now and then, of a validation always."""
+        found = _text(figures, _OF_VALIDATION)
+        if found:
+            self._console.print(f"{self._title} validated at {step}: {found}", highlight=False)
+        else:
+            self._report(step, _text(figures, _OF_TRAINING))
 
 
 class Panel:
@@ -116,6 +127,11 @@ class Panel:
             text = f"{last:.1%}" if name in _IN_PERCENT else f"{last:.4g}"
             table.add_row(name, text, f"[dim]{curve(values, WIDTH)}[/]")
         return Group(self._bar, table)
+
+
+def _text(figures: dict[str, float], names: tuple[str, ...]) -> str:
+    shown = [name for name in names if name in figures]
+    return "  ".join(f"{name.removeprefix('valid/')} {figures[name]:.3f}" for name in shown)
 
 
 def curve(values: list[float], width: int) -> str:

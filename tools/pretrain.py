@@ -1,5 +1,6 @@
 """``melstream pretrain``: an encoder learns from unlabelled log-mels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,10 +12,13 @@ from ..model.objectives import build_objective
 from ..model.optim import parameter_groups
 from ..model.pretraining import PretrainingModel
 from ..pipeline.batch import Batch
+from ..pipeline.loader import LoaderConfig
+from ..pipeline.masks import count_masked
+from ..shards.dataset import Dataset
 from .distributed import World
+from .health import chance_accuracy
 from .model_folder import ModelCard
 from .recipe import PretrainRecipe
-from .run_folder import claim_run
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
@@ -22,9 +26,7 @@ from .training_data import (
     band_statistics,
     open_data,
     run_config,
-    training_crops,
-    training_loader,
-    training_order,
+    training_batches,
 )
 from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
@@ -62,61 +64,30 @@ def pretrain(
     datasets = open_data(data, recipe.data)
     features = datasets[0].manifest.features
     encoder_config = recipe.model.encoder_config(features.n_mels)
-    order = training_order(
+    order, crops, loader = training_batches(
         datasets,
-        recipe.data,
-        seed=recipe.train.seed,
-        min_frames=MIN_MASKED_STEPS * encoder_config.stride,
-        console=console,
-    )
-    crops = training_crops(
-        recipe.data,
-        features,
+        recipe,
         stride=encoder_config.stride,
+        min_frames=MIN_MASKED_STEPS * encoder_config.stride,
         mask=recipe.mask,
-        seed=recipe.train.seed,
-    )
-    loader = training_loader(
-        datasets, order, crops, config=recipe.data, world=world, console=console
+        world=world,
+        console=console,
     )
     statistics = band_statistics(datasets, order.shares)
     model = _build(recipe, encoder_config, statistics).to(world.device)
-    config = run_config(recipe.model_dump(mode="json"), order, features)
-    resume = resume or world.n_restarts > 0
-    world.on_main(lambda: claim_run(out, config, resume=resume))
-    learner = Learner(
-        model,
-        parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
-        _losses,
-        prepare=lambda step, seed: model.set_step(step),
-        chance=1 / (1 + recipe.mask.n_distractors),
-        peak_samples_per_s=samples_per_s_at_peak(
-            encoder_config,
-            crops.crop_frames or 0,
-            device=world.device,
-            precision=recipe.train.precision,
-        ),
-    )
     trainer = Trainer(
-        learner,
+        _learner(recipe, model, crops, world),
         order,
         loader,
         recipe=recipe,
         folder=out,
-        config=config,
+        config=run_config(recipe.model_dump(mode="json"), order, features),
         console=console,
         world=world,
     )
     result = trainer.run("pre-training", resume=resume)
     if result.is_complete and world.is_main:
-        card = ModelCard(
-            kind="encoder",
-            encoder=encoder_config,
-            features=features,
-            crop_s=recipe.data.crop_s,
-            trained_on=tuple(dataset.manifest.fingerprint for dataset in datasets),
-            steps=result.step,
-        )
+        card = _card(recipe, encoder_config, datasets, result.step)
         finish_run(out, _encoder_part(trainer.final_weights()), card)
     return result
 
@@ -131,6 +102,37 @@ def _build(
     encoder.normalizer.set_statistics(*statistics)
     objective = build_objective(recipe.objective.name, recipe.objective.options, config)
     return PretrainingModel(encoder, objective)
+
+
+def _learner(
+    recipe: PretrainRecipe, model: PretrainingModel, crops: LoaderConfig, world: World
+) -> Learner:
+    encoder, n_frames = model.encoder.config, crops.crop_frames
+    assert n_frames is not None
+    n_masked = count_masked(n_frames // encoder.stride, recipe.mask)
+    return Learner(
+        model,
+        parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
+        _losses,
+        prepare=lambda step, seed: model.set_step(step),
+        chance=chance_accuracy(n_masked, recipe.mask.n_distractors),
+        peak_samples_per_s=samples_per_s_at_peak(
+            encoder, n_frames, device=world.device, precision=recipe.train.precision
+        ),
+    )
+
+
+def _card(
+    recipe: PretrainRecipe, encoder: EncoderConfig, datasets: Sequence[Dataset], n_steps: int
+) -> ModelCard:
+    return ModelCard(
+        kind="encoder",
+        encoder=encoder,
+        features=datasets[0].manifest.features,
+        crop_s=recipe.data.crop_s,
+        trained_on=tuple(dataset.manifest.fingerprint for dataset in datasets),
+        steps=n_steps,
+    )
 
 
 def _losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -124,7 +124,8 @@ class TrainConfig(_Section):
     stop_after: int = Field(
         default=0,
         ge=0,
-        description="validations without a better figure after which the run ends; 0 = never",
+        description="validations without a better figure after which the run ends; 0 = never; "
+        "fine-tuning with held-out data only",
     )
     max_skipped_steps: int = Field(
         default=20, ge=0, description="steps skipped for NaN or inf before the run stops"
@@ -143,6 +144,15 @@ class TrainConfig(_Section):
             raise ValueError(
                 f"`train.keep_last` must be at least `train.average_last` ({self.average_last}), "
                 f"found {self.keep_last}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validates_what_it_stops_by(self) -> Self:
+        if self.stop_after and not self.validate_every:
+            raise ValueError(
+                f"`train.validate_every` must be above 0 with `train.stop_after` "
+                f"({self.stop_after}), found 0"
             )
         return self
 
@@ -171,6 +181,15 @@ class PretrainRecipe(Recipe):
 
     mask: MaskConfig = MaskConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _stops_by_no_validation(self) -> Self:
+        if self.train.stop_after:
+            raise ValueError(
+                "`train.stop_after` must be 0 in pre-training, which validates on nothing, found "
+                f"{self.train.stop_after}"
+            )
+        return self
 
 
 class FinetuneConfig(_Section):

@@ -148,7 +148,7 @@ class JsonLines:
         entries = [(line, _parse(line)) for line in lines]
         kept = [(line, entry) for line, entry in entries if entry and entry["step"] <= step]
         self.kept = [entry for _, entry in kept]
-        write_bytes(path, b"".join(line for line, _ in kept))
+        write_bytes(path, b"".join(line.rstrip(b"\n") + b"\n" for line, _ in kept))
         self._file = path.open("a")
 
     def write(self, step: int, figures: dict[str, float]) -> None:
@@ -164,5 +164,5 @@ class JsonLines:
 def _parse(line: bytes) -> Entry | None:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:  # torn by a crash: the run writes it again
+    except ValueError:  # torn by a crash, or not text: the run writes it again
         return None

@@ -150,8 +150,10 @@ class Updater:
         total: dict[str, Tensor] = {}
         for number, part in enumerate(split_batch(batch, n_parts)):
             is_last = number == n_parts - 1
-            with self._synced_when(is_last), self._autocast():
-                figures = self._learner.losses(self._parallel, part)
+            with self._synced_when(is_last):
+                with self._autocast():
+                    figures = self._learner.losses(self._parallel, part)
+                # Outside: under autocast the float32 products of a loss would go back in bfloat16.
                 (figures["loss"] / n_parts).backward()
             for name, value in figures.items():
                 value = value.detach() / n_parts

@@ -8,6 +8,7 @@ the optimiser and the state of the order.
     run_checkpoints  what is kept        live_view the terminal   distributed many processes
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,7 +28,7 @@ from .live_view import View, live_view
 from .model_folder import ModelCard, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
-from .run_folder import MODEL_NAME, REPORT_NAME
+from .run_folder import MODEL_NAME, REPORT_NAME, claim_run
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -106,14 +107,18 @@ class Trainer:
 
         Args:
             title: shown beside the progress bar.
-            resume: start from the last checkpoint, if there is one.
+            resume: start from the last checkpoint, if there is one; so does a process that
+                torchrun started anew.
 
         Raises:
+            DatasetError: the folder holds another run, or any run without ``resume``.
             MelstreamError: more steps than allowed had no finite gradient.
             DeadRunError: the run learns nothing any more.
             CheckpointError: no checkpoint can be used, or none can be written.
         """
         start = time.monotonic()
+        resume = resume or self._world.n_restarts > 0
+        self._world.on_main(lambda: claim_run(self._folder, self._config, resume=resume))
         if resume:
             self._restore()
         log = RunLog(
@@ -225,7 +230,8 @@ class Trainer:
         with self._updater.averaged_weights():
             measured = self._learner.validate()
         self._updater.train_mode(self._at.step)
-        figures = {f"valid/{name}": value for name, value in measured.items()}
+        # JSON has no NaN or inf; d' is infinite where everything is right
+        figures = {f"valid/{n}": value for n, value in measured.items() if math.isfinite(value)}
         log.write(self._at.step, figures)
         view.figures(self._at.step, figures)
         if not self._at.take(measured[self._learner.metric]) and not self._is_over():

@@ -18,7 +18,7 @@ from ..shards.spec import FeatureSpec
 from ..shards.storage import open_storage
 from .distributed import World
 from .hours import megabytes
-from .recipe import DataConfig
+from .recipe import DataConfig, Recipe
 
 CONSTANT_BAND_STD = 1e-3  # of a log-mel; float16 rounds by more
 
@@ -40,6 +40,41 @@ def open_data(places: Places, config: DataConfig) -> tuple[Dataset, ...]:
             f"{len(config.shares)}"
         )
     return tuple(open_dataset(open_storage(place, timeout_s=config.timeout_s)) for place in places)
+
+
+def training_batches(
+    datasets: Sequence[Dataset],
+    recipe: Recipe,
+    *,
+    stride: int,
+    min_frames: int,
+    mask: MaskConfig | None = None,
+    chosen: npt.NDArray[np.int64] | None = None,
+    world: World,
+    console: Console,
+) -> tuple[RunOrder, LoaderConfig, Loader]:
+    """Return the order of a run, its crops, and the loader of this process.
+
+    Args:
+        datasets: the clips.
+        recipe: of the run.
+        stride: log-mel frames per latent step.
+        min_frames: shorter clips are left out.
+        mask: what pre-training masks; None: nothing.
+        chosen: the rows of the one data set that may take part, ascending; None: all.
+        world: this process among those of the run.
+        console: where is said how many clips take part, and the memory bounds.
+    """
+    seed = recipe.train.seed
+    order = training_order(
+        datasets, recipe.data, seed=seed, min_frames=min_frames, console=console, chosen=chosen
+    )
+    features = datasets[0].manifest.features
+    crops = training_crops(recipe.data, features, stride=stride, mask=mask, seed=seed)
+    loader = training_loader(
+        datasets, order, crops, config=recipe.data, world=world, console=console
+    )
+    return order, crops, loader
 
 
 def training_order(

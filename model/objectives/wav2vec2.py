@@ -113,12 +113,9 @@ class Wav2Vec2(nn.Module):
             identities=None if quantized is None else quantized.codes,
         )
         n_valid = mask.numel() if padding_mask is None else (~padding_mask).sum()
-        scalars = {
-            "loss": loss,
-            "accuracy": accuracy,
-            "target_std": targets.detach().float().flatten(0, 1).std(0, correction=0).mean(),
-            "masked_share": mask.sum() / n_valid,
-        }
+        std = targets.detach().float().flatten(0, 1).std(0, correction=0).mean()
+        scalars = {"loss": loss, "accuracy": accuracy, "target_std": std}
+        scalars |= {"masked_share": mask.sum() / n_valid}
         return scalars if quantized is None else scalars | self._with_diversity(loss, quantized)
 
     def _with_diversity(
