@@ -3,7 +3,7 @@
     order -> rows of a step -> ShardSource: the bytes are at hand -> gather, masks -> Batch
 
 One thread asks for the bytes of coming steps, in order; a few make batches of them, in kernels
-that hold no lock. Nothing but the order says what is in a batch.
+that hold no lock (on one core the same thread does). Nothing but the order says what is in a batch.
 """
 
 import os

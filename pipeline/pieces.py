@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 
-MIN_PIECE_BYTES = 4 * 2**20  # a store takes twice as long per byte for 1.5 MiB at a time
+MIN_PIECE_BYTES = 4 * 2**20  # measured, SeaweedFS: of 1.5 MiB, half as fast
 MAX_PIECE_BYTES = 8 * 2**20  # under it the time to the first byte counts, on S3 tens of ms
 PIECES_PER_DATASET = 640  # 64 streams fetch at most 64 pieces more: a tenth, or 256 MiB
 
