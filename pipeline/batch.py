@@ -122,9 +122,9 @@ class BatchMemory:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         n_bytes = math.prod(shape) * dtype.itemsize
         block = self._take(_block_bytes(n_bytes))
-        view = block[:n_bytes]  # the array that the tensor, and views of it, keep alive
-        weakref.finalize(view, self._give_back, block).atexit = False
-        return torch.from_numpy(view).view(dtype).view(shape)
+        array = block[:n_bytes].view(str(dtype).removeprefix("torch.")).reshape(shape)
+        weakref.finalize(array, self._give_back, block).atexit = False
+        return torch.from_numpy(array)  # it, and views of it, keep the array alive
 
     def _take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
         try:

@@ -11,6 +11,8 @@ Source:
     Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3, SC11.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -41,6 +43,7 @@ def below(bits, n):
     return np.int64(((bits & _LOW_32) * np.uint64(n)) >> np.uint64(32))
 
 
+@lru_cache
 def derive_key(*parts: int) -> np.uint64:
     """Fold integers (seed, epoch, purpose, …) into the key of a sequence of draws.
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 from pydantic import BaseModel, ConfigDict, Field
 
 from .draws import below, draw
@@ -174,6 +175,26 @@ def _draw_masks(n_steps, n_masked, mask_length, keys, mask):
             i += 1
 
 
+@intrinsic
+def _times(typing_context, a, b):
+    """Multiply modulo 2**32; Numba's ``*`` widens to 64 bits, which halves what a vector holds."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.mul(*arguments)
+
+    return types.uint32(types.uint32, types.uint32), generate
+
+
+@intrinsic
+def _right(typing_context, bits, n):
+    """Shift 32 bits right by ``n`` < 32, without widening."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.lshr(*arguments)
+
+    return types.uint32(types.uint32, types.uint32), generate
+
+
 @njit(cache=True, nogil=True)
 def _draw_distractors(keys, distractors):
     """Draw among the n_masked - 1 others and skip the own place.
@@ -195,11 +216,11 @@ def _draw_distractors(keys, distractors):
         low, high = _U32(keys[b] & _LOW_32), _U32(keys[b] >> _HALF)
         for m in range(n_masked):
             row = distractors[b, m]
-            first = _U32(_U32(_U32(m * n_distractors) * _GOLDEN) + low)
+            first = _U32(_times(_U32(m * n_distractors), _GOLDEN) + low)  # pyright: ignore[reportCallIssue]
             for n in range(n_distractors):
-                bits = _U32(_U32(_U32(n) * _GOLDEN) + first)
-                bits = _U32(_U32(bits ^ (bits >> _U32(16))) * _MIX_1)
-                bits = _U32(_U32(_U32(bits ^ (bits >> _U32(15))) + high) * _MIX_2)
-                bits = _U32(bits ^ (bits >> _U32(16)))
-                other = np.int32(_U32(_U32(bits >> drop) * n_others) >> shift)
+                bits = _U32(_times(_U32(n), _GOLDEN) + first)
+                bits = _times(_U32(bits ^ _right(bits, _U32(16))), _MIX_1)
+                bits = _times(_U32(_U32(bits ^ _right(bits, _U32(15))) + high), _MIX_2)
+                bits = _U32(bits ^ _right(bits, _U32(16)))
+                other = np.int32(_right(_times(_right(bits, drop), n_others), shift))
                 row[n] = other + np.int32(other >= np.int32(m))

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 
-MIN_PIECE_BYTES = 2**20
+MIN_PIECE_BYTES = 4 * 2**20  # measured, SeaweedFS: of 1.5 MiB, half as fast
 MAX_PIECE_BYTES = 8 * 2**20  # under it the time to the first byte counts, on S3 tens of ms
-PIECES_PER_DATASET = 640  # 64 streams fetch at most 64 pieces more than the data set has
+PIECES_PER_DATASET = 640  # 64 streams fetch at most 64 pieces more: a tenth, or 256 MiB
 
 Sizes = npt.NDArray[np.int64]
 
@@ -50,7 +50,7 @@ def default_piece_bytes(total_bytes: int) -> int:
     """Return the piece size of a data set: the largest that costs little at 64 streams.
 
     >>> default_piece_bytes(256 * 2**30), default_piece_bytes(10**9)
-    (8388608, 1562500)
+    (8388608, 4194304)
     """
     return min(max(total_bytes // PIECES_PER_DATASET, MIN_PIECE_BYTES), MAX_PIECE_BYTES)
 

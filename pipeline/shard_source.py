@@ -138,16 +138,15 @@ class ShardSource:
             ValueError: the source is closed.
         """
         is_row = rows >= 0
-        known = rows[is_row]
-        numbers, places = np.unique(self._pieces.of_row[known], return_inverse=True)
-        pieces, release = self._hold(numbers.tolist())
-        bases = np.array([piece.ctypes.data for piece in pieces], np.uint64)
-        addresses, n_bytes = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int64)
-        addresses[is_row] = bases[places] + self._pieces.offset[known].astype(np.uint64)
-        n_bytes[is_row] = self._n_bytes(known)
+        of_row = np.where(is_row, self._pieces.of_row[rows], -1).tolist()
+        numbers = [number for number in dict.fromkeys(of_row) if number >= 0]
+        pieces, release = self._hold(numbers)
+        bases = dict(zip(numbers, (piece.ctypes.data for piece in pieces), strict=True))
+        addresses = np.array([bases.get(number, 0) for number in of_row], np.uint64)
+        addresses += np.where(is_row, self._pieces.offset[rows], 0).astype(np.uint64)
         if self._is_local and self._config.checks_local:
-            self._check_local(known)
-        return Lease(addresses, n_bytes, pieces, release)
+            self._check_local(rows[is_row])
+        return Lease(addresses, np.where(is_row, self._n_bytes(rows), 0), pieces, release)
 
     def read_ahead(self, steps: Iterable[Rows]) -> None:
         """Fetch what the next calls of ``acquire`` will ask for; replaces what was said before.

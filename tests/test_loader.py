@@ -151,6 +151,17 @@ def test_lying_labels_cannot_make_the_loader_write_outside_a_batch(
         make_loader(open_dataset(small_dataset.folder), MASKED)
 
 
+def test_batches_are_the_same_with_one_core_and_with_more(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for cores in ({0}, {0, 1, 2}):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
+        found.append(list(make_loader(small_dataset, MASKED).batches(0, 5)))
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+
+
 def test_leaving_early_ends_the_thread(small_dataset: Dataset) -> None:
     before = threading.active_count()
     batches = make_loader(small_dataset, MASKED).batches(0, 1_000)

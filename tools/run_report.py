@@ -59,6 +59,11 @@ LOOKS = {
         "Of the first group of weights: it rises over the warm-up, then follows the schedule.",
         "learning rate",
     ),
+    "body_lr": Look(
+        "Learning rate of the body",
+        "The encoder's; at 0 as long as only the head learns.",
+        "learning rate",
+    ),
     "grad_norm": Look(
         "Gradient norm",
         "Before clipping; it should stay level, and its spikes go with jumps of the loss.",
@@ -87,11 +92,23 @@ LOOKS = {
         "share of steps",
         ".0%",
     ),
+    "skipped_steps": Look(
+        "Skipped steps",
+        "Steps so far whose gradient was NaN or inf; more than a few, and the run is stopped.",
+        "steps",
+    ),
+    "mfu": Look(
+        "Model FLOPs utilisation",
+        "Useful arithmetic beside what the GPU could do.",
+        "share of the peak",
+        ".0%",
+    ),
     "perplexity": Look(
         "Codebook perplexity", "Codes in use; near 1 the codebook has collapsed.", "codes"
     ),
 }
-"""Of the curves that every run or every objective logs; others go by their own names."""
+"""Of the curves that every run or every objective logs, in the order in which they are shown;
+others follow, by their own names."""
 
 
 def write_run_report(folder: Path, path: Path) -> int:
@@ -109,6 +126,7 @@ def write_run_report(folder: Path, path: Path) -> int:
     """
     run = read_run(folder)
     trained = [name for name in run.curves if not name.startswith(VALIDATION)]
+    trained.sort(key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
     curves = [_curve_plot(run, number, name) for number, name in enumerate(trained)]
     held_out = list(_held_out_plots(run))
     results = [_class_plots(number, one) for number, one in enumerate(run.evaluations)]
