@@ -21,6 +21,7 @@ from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.index import Index
+from ..shards.index_check import require_possible_labels
 from .draws import derive_key, draw
 
 Rows = npt.NDArray[np.int64]
@@ -80,6 +81,7 @@ def sample_weights(index: Index, config: WeightConfig, rows: Rows | None = None)
 
     Raises:
         ValueError: no sample has a label.
+        DatasetError: the labels of the index are damaged.
     """
     counts = class_counts(index, rows)
     if not counts.any():
@@ -196,6 +198,7 @@ def _chosen(index: Index, rows: Rows | None) -> Rows:
 
 
 def _n_classes(index: Index, least: int) -> int:
+    require_possible_labels(index)  # the kernels follow them without a look at bounds
     return max(least, int(index.label_ids.max(initial=-1)) + 1)
 
 

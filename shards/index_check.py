@@ -18,16 +18,14 @@ def find_fault(index: Index, manifest: Manifest, *, checks_keys: bool = True) ->
         manifest: of the same data set.
         checks_keys: look at the keys too, which takes the longest.
     """
-    starts, ids = index.label_indptr, index.label_ids
+    ids = index.label_ids
     checks = {
         "`shard` must count up to the number of shards": _is_within(
             index.shard, 0, len(manifest.shards)
         )
         and bool((np.diff(index.shard) >= 0).all()),
         "`n_frames` must be 1 or more": bool((index.n_frames > 0).all()),
-        "`label_indptr` must rise from 0 to the number of labels": bool(
-            starts[0] == 0 and starts[-1] == len(ids) and (np.diff(starts) >= 0).all()
-        ),
+        "`label_indptr` must rise from 0 to the number of labels": _rises(index),
         "`label_ids` must be labels of the manifest": _is_within(ids, 0, len(manifest.label_names)),
         "`split` must be -1 or a split of the manifest": _is_within(
             index.split, -1, len(manifest.split_names)
@@ -54,6 +52,25 @@ def require_possible(index: Index, manifest: Manifest, url: str) -> None:
         raise DatasetError(
             f"{url}/{manifest.index_name}: {fault}; copy it again, or build the data set again"
         )
+
+
+def require_possible_labels(index: Index) -> None:
+    """Refuse labels that lie outside their own columns, where no manifest is at hand.
+
+    Raises:
+        DatasetError: the index is damaged.
+    """
+    if not _rises(index) or index.label_ids.min(initial=0) < 0:
+        raise DatasetError(
+            "the index is damaged: `label_indptr` must rise from 0 to the number of labels and "
+            "`label_ids` must not be negative; copy it again, or build the data set again"
+        )
+
+
+def _rises(index: Index) -> bool:
+    starts = index.label_indptr
+    is_whole = starts[0] == 0 and starts[-1] == len(index.label_ids)
+    return bool(is_whole and (np.diff(starts) >= 0).all())
 
 
 def _is_within(values: np.ndarray, low: int, end: int) -> bool:

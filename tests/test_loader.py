@@ -14,6 +14,7 @@ from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.masks import MaskConfig, count_masked
 from melstream.pipeline.order import EvaluationOrder, OrderConfig, TrainingOrder
 from melstream.pipeline.prefetch import prefetch
+from melstream.pipeline.weights import class_counts
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
 from melstream.shards.index import COLUMNS, Index, write_index
@@ -149,6 +150,9 @@ def test_lying_labels_cannot_make_the_loader_write_outside_a_batch(
     write_index(small_dataset.storage, Index(columns))
     with pytest.raises(DatasetError, match=f"`{column}` must .*; copy it again"):
         make_loader(open_dataset(small_dataset.folder), MASKED)
+    columns["label_ids"][0] = -(2**31)
+    with pytest.raises(DatasetError, match="the index is damaged"):
+        class_counts(Index(columns))
 
 
 def test_batches_are_the_same_with_one_core_and_with_more(
