@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from conftest import make_sample, write_dataset
 
-from melstream.shards.dataset import Dataset
+from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.tools.compare import compare, inspect_against
 from melstream.tools.inspect_leaks import _hashed
 from melstream.tools.inspection import Comparison, Drift
+from melstream.tools.selection import Selection
+from melstream.tools.subset import subset
 
 
 def drift(found: Comparison, name: str) -> Drift:
@@ -110,6 +113,12 @@ def test_shared_keys_and_audio_are_warnings(tmp_path: Path) -> None:
     told = {warning.code: warning for warning in found.warnings}
     assert {"leak_key", "leak_audio"} <= told.keys()
     assert f"4 samples of {held_out.url} have exactly the audio of" in told["leak_audio"].message
+    assert "melstream subset TRAIN --out NEW --not-in EVAL" in told["leak_audio"].remedy
+    new = open_storage(tmp_path / "new")
+    mended = subset(train, new, Selection(not_in=held_out.url), lambda done, note: None)
+    assert mended.manifest.n_samples == 40 - 3  # clip 7 stands there twice, under other keys
+    again = inspect_against(open_dataset(mended.url), held_out)
+    assert not [warning for warning in again.warnings if warning.code.startswith("leak")]
 
 
 def test_other_features_are_told_and_bands_left_out(

@@ -86,6 +86,14 @@ def subset(
     not_ids: Annotated[
         str | None, Option("--not-ids", metavar="FILE", help="Leave out the keys in this file.")
     ] = None,
+    not_in: Annotated[
+        str | None,
+        Option(
+            "--not-in",
+            metavar="URL",
+            help="Leave out what this data set has too: by key, audio or recording.",
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         Option(
@@ -112,7 +120,7 @@ def subset(
 
     bounds = tuple(Bound.parse(text) for text in where or ())
     selection = Selection(
-        tuple(label or ()), tuple(split or ()), ids, not_ids, bounds, drop_duplicates
+        tuple(label or ()), tuple(split or ()), ids, not_ids, not_in, bounds, drop_duplicates
     )
     limits = Limits(shard_samples, None if shard_mb is None else round(shard_mb * 1e6))
     dataset = open_dataset(place)

@@ -54,17 +54,30 @@ def split_leaks(dataset: Dataset) -> tuple[Leak, ...]:
 def dataset_leaks(one: Dataset, other: Dataset) -> tuple[Leak, ...]:
     """Find keys, audio and recordings that two data sets share."""
     sides = [_Side(found.url, found, np.arange(len(found))) for found in (one, other)]
-    kinds = {
-        "key": [_hashed(found.index.sample_keys()) for found in (one, other)],
-        "audio": [found.index.audio_hash for found in (one, other)],
-        "recording": [_recordings(found) for found in (one, other)],
-    }
     return tuple(
-        leak
-        for kind, ids in kinds.items()
-        if ids[0] is not None and ids[1] is not None
-        for leak in _shared(kind, sides, ids)
+        leak for kind, *ids in _kinds_of_ids(one, other) for leak in _shared(kind, sides, ids)
     )
+
+
+def is_shared(one: Dataset, other: Dataset) -> npt.NDArray[np.bool_]:
+    """Mark the samples of ``one`` whose key, audio or recording ``other`` has; shape (n,)."""
+    shared = np.zeros(len(one), np.bool_)
+    for _, of_one, of_other in _kinds_of_ids(one, other):
+        shared |= np.isin(of_one, of_other) & (of_one > 0)
+    return shared
+
+
+def _kinds_of_ids(one: Dataset, other: Dataset) -> Iterator[tuple[str, Ids, Ids]]:
+    """Yield what two samples may share, and the ids of it in both data sets."""
+    kinds = {
+        "key": lambda found: _hashed(found.index.sample_keys()),
+        "audio": lambda found: found.index.audio_hash,
+        "recording": _recordings,
+    }
+    for kind, ids_of in kinds.items():
+        of_one, of_other = ids_of(one), ids_of(other)
+        if of_one is not None and of_other is not None:
+            yield kind, of_one, of_other
 
 
 def _by_size(pair: Sequence[_Side]) -> list[_Side]:

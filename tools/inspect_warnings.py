@@ -42,8 +42,10 @@ def leak_findings(leaks: Sequence[Leak]) -> tuple[Finding, ...]:
             message=f"{leak.n_samples:,} samples of {leak.one} "
             f"{words.get(leak.kind, 'have keys that stand in')} {leak.other}, such as "
             f"{_named(leak.examples)}",
-            remedy="scores on one are worth nothing after training on the other: write the keys "
-            "of the shared samples to a file, then 'melstream subset URL --out NEW --not-ids FILE'",
+            remedy="scores on one are worth nothing after training on the other: leave out of the "
+            "one to train on what the other has, by 'melstream subset TRAIN --out NEW --not-in "
+            "EVAL'; splits of one set become sets of their own by 'melstream subset URL --out NEW "
+            "--split NAME'",
         )
         for leak in leaks
     )

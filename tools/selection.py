@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..shards.dataset import Dataset
+from ..shards.dataset import Dataset, open_dataset
 from ..shards.rows import FIGURES
+from ..shards.storage import open_storage
+from .inspect_leaks import is_shared
 from .leaks import read_ids
 
 COLUMNS = ("n_frames", "n_labels", *(name for name in FIGURES if name != "audio_hash"))
@@ -71,6 +73,7 @@ class Selection:
         labels: any of these classes, by name or by the corpus's own id.
         splits: any of these splits.
         ids, not_ids: text files with a key at the start of each line.
+        not_in: a data set; what it has too, by key, audio or recording, is left out.
         bounds: on quality figures; an unknown figure, NaN, is within none.
         drops_duplicates: of samples with the same audio, the first stays.
     """
@@ -79,6 +82,7 @@ class Selection:
     splits: tuple[str, ...] = ()
     ids: str | None = None
     not_ids: str | None = None
+    not_in: str | None = None
     bounds: tuple[Bound, ...] = ()
     drops_duplicates: bool = False
 
@@ -88,6 +92,7 @@ class Selection:
         words += [f"--split {name}" for name in self.splits]
         words += [f"--ids {Path(self.ids).name}"] if self.ids else []
         words += [f"--not-ids {Path(self.not_ids).name}"] if self.not_ids else []
+        words += [f"--not-in {open_storage(self.not_in).name}"] if self.not_in else []
         words += [f"--where {bound}" for bound in self.bounds]
         return " ".join([*words, "--drop-duplicates"] if self.drops_duplicates else words)
 
@@ -141,6 +146,8 @@ def _masks(dataset: Dataset, selection: Selection) -> Iterable[tuple[str, npt.ND
         yield "--ids", _listed(dataset, "--ids", selection.ids)
     if selection.not_ids is not None:
         yield "--not-ids", ~_listed(dataset, "--not-ids", selection.not_ids)
+    if selection.not_in is not None:
+        yield "--not-in", ~is_shared(dataset, open_dataset(selection.not_in))
     for bound in selection.bounds:
         yield f"--where {bound}", _within(dataset, bound)
 
