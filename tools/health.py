@@ -77,7 +77,7 @@ def chance_accuracy(n_masked: int, n_distractors: int) -> float:
         n_distractors: draws per masked step.
 
     >>> round(chance_accuracy(65, 100), 4), round(chance_accuracy(5, 20), 4)
-    (0.0194, 0.2005)
+    (0.0193, 0.2005)
     """
     n_others = n_masked - 1
     return 1 / (1 + n_others * (1 - (1 - 1 / n_others) ** n_distractors))
