@@ -77,12 +77,13 @@ class FaultProxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts["connections"] += 1
+        self._writers.append(writer)
         if self._rng.random() < self._faults.unavailable_share:
             self.counts["503"] += 1
             await _answer_unavailable(reader, writer)
             return
         upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
-        self._writers += [writer, upstream[1]]
+        self._writers.append(upstream[1])
         await asyncio.gather(
             self._pass(reader, upstream[1], writer, "up"),
             self._pass(upstream[0], writer, writer, "down"),
@@ -149,10 +150,10 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 async def _answer_unavailable(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Read one request to its end and answer as an overloaded S3 does."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-    await reader.readexactly(int(length[1]) if length else 0)
     status = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-    writer.write(status % len(SLOW_DOWN) + SLOW_DOWN)
-    await writer.drain()
-    writer.close()
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError, EOFError):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+        await reader.readexactly(int(length[1]) if length else 0)
+        writer.write(status % len(SLOW_DOWN) + SLOW_DOWN)
+        await writer.drain()
