@@ -1,28 +1,23 @@
 """Waveform to log-mel, as one ``FeatureSpec`` defines it.
 
-The same ``LogMel`` serves the build, training on the fly and inference. A block of frames
-at a time stays in the cache: Numba's kernels cut and window the frames, transform them, sum
-their powers under the mel triangles and take the log.
+The same ``LogMel`` serves the build, training on the fly and inference. ``LANES`` frames at a
+time stay in the cache: Numba's kernels cut and window them, transform them, sum their powers
+under the mel triangles and take the log.
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from ..shards.spec import FeatureSpec
-from .fft import LANES, PowerSpectrum
+from .fft import Turns, fill_powers, make_turns
 from .mel import mel_filters
-from .rounding import fma, sum_float64
+from .rounding import fma
+from .rows import LANES, fma_rows, load, splat, store
 
 Waveform = npt.NDArray[np.float32]
-
-BLOCK_FRAMES = 224
-"""Frames per block: about 0.8 MB of work arrays, whatever the length of the waveform.
-
-A multiple of ``LANES``. Powers of two are slower: then rows of powers fall on the same lines of
-the cache. measured: 2026-11-22, AMD EPYC (512 kB L2), 10 s at 16 kHz: 0.80 ms with 64 frames,
-0.70 with 128, 0.68 with 192, 224 and 288, 0.71 with 256, 0.81 with 512.
-"""
 
 LN_2 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 """ln 2 in two parts: the first has few digits, so that an octave times it is exact."""
@@ -53,10 +48,17 @@ class LogMel:
 
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
-        self._window = window(spec)
-        self._power_spectrum = PowerSpectrum(spec.n_fft)
-        self._filters = mel_filters(spec)
-        self._first_bins, self._end_bins = _bin_ranges(self._filters)
+        filters = mel_filters(spec)
+        self._tables = _Tables(
+            hop_length=spec.hop_length,
+            window=window(spec),
+            preemphasis=np.float32(spec.preemphasis),
+            removes_dc=spec.remove_dc,
+            turns=make_turns(spec.n_fft),
+            filters=filters,
+            bins=_bin_ranges(filters),
+            floor=np.float32(spec.log_floor),
+        )
 
     def __call__(self, waveform: Waveform) -> npt.NDArray[np.float32]:
         """Compute the log-mel.
@@ -78,41 +80,16 @@ class LogMel:
                 "`waveform` must be float32 of shape (n_samples,), found "
                 f"{waveform.dtype} of shape {waveform.shape}; see `to_mono`"
             )
-        n_frames = self.spec.n_frames(waveform.size)
-        logmel = np.empty((n_frames, self.spec.n_mels), np.float32)
-        n_groups = -(-min(n_frames, BLOCK_FRAMES) // LANES)
-        frames = np.zeros((n_groups, self.spec.n_fft, LANES), np.float32)
-        for first in range(0, n_frames, BLOCK_FRAMES):
-            self._fill(logmel[first : first + BLOCK_FRAMES], first, waveform, frames)
+        logmel = np.empty((self.spec.n_frames(waveform.size), self.spec.n_mels), np.float32)
+        _fill(np.ascontiguousarray(waveform), self._first_sample(), self._tables, logmel)
         return logmel
 
-    def _fill(
-        self,
-        block: npt.NDArray[np.float32],
-        first_frame: int,
-        waveform: Waveform,
-        frames: npt.NDArray[np.float32],
-    ) -> None:
-        """Compute the frames from ``first_frame`` on, into ``block``; ``frames`` is scratch."""
-        spec = self.spec
-        frames = frames[: -(-len(block) // LANES)]
-        n_samples = (len(frames) * LANES - 1) * spec.hop_length + spec.win_length
-        samples = _cut(waveform, self._first_sample(first_frame), n_samples)
-        preemphasis = np.float32(spec.preemphasis)
-        _frame(samples, spec.hop_length, self._window, preemphasis, spec.remove_dc, frames)
-        powers = self._power_spectrum(frames)
-        bands = np.empty((spec.n_mels, powers.shape[1]), np.float32)
-        floor = np.float32(spec.log_floor)
-        _project(powers, self._filters, self._first_bins, self._end_bins, floor, bands)
-        block[:] = bands.T[: len(block)]
-
-    def _first_sample(self, frame: int) -> int:
-        """Return where a frame's window starts in the waveform; below 0 in the left padding."""
-        start = frame * self.spec.hop_length
+    def _first_sample(self) -> int:
+        """Return where the first frame's window starts; below 0 in the left padding."""
         if self.spec.framing == "snip":
-            return start
+            return 0
         # The window stands in the middle of the FFT frame, and that on the sample.
-        return start - self.spec.n_fft // 2 + (self.spec.n_fft - self.spec.win_length) // 2
+        return (self.spec.n_fft - self.spec.win_length) // 2 - self.spec.n_fft // 2
 
 
 def window(spec: FeatureSpec) -> npt.NDArray[np.float32]:
@@ -126,95 +103,126 @@ def window(spec: FeatureSpec) -> npt.NDArray[np.float32]:
     return (hann**0.85 if spec.window == "povey" else hann).astype(np.float32)
 
 
-def _bin_ranges(
-    filters: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+class _Tables(NamedTuple):
+    """A spec, as the kernels need it.
+
+    Args:
+        window: float32, shape (win_length,).
+        filters: float32, shape (n_mels, n_bins).
+        bins: int64, shape (n_mels, 2); see ``_bin_ranges``.
+    """
+
+    hop_length: int
+    window: npt.NDArray[np.float32]
+    preemphasis: np.float32
+    removes_dc: bool
+    turns: Turns
+    filters: npt.NDArray[np.float32]
+    bins: npt.NDArray[np.int64]
+    floor: np.float32
+
+
+def _bin_ranges(filters: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Return each band's first bin with a weight, and one past its last; equal if none."""
     has_weight = filters > 0
     first = has_weight.argmax(axis=1)
     end = filters.shape[1] - has_weight[:, ::-1].argmax(axis=1)
-    return first, np.where(has_weight.any(axis=1), end, first)
+    return np.stack([first, np.where(has_weight.any(axis=1), end, first)], axis=1)
 
 
-def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
-    """Return ``n_samples`` of the waveform from ``start`` on, with zeros outside it."""
-    first, end = max(start, 0), min(start + n_samples, waveform.size)
-    if end - first == n_samples:
-        return np.ascontiguousarray(waveform[first:end])
-    padded = np.zeros(n_samples, np.float32)
-    padded[first - start : max(end, first) - start] = waveform[first:end]
-    return padded
+@numba.njit(cache=True, nogil=True)
+def _fill(waveform, first_sample, tables, logmel):
+    """Compute all frames; the first one's window starts at ``first_sample``."""
+    n_frames, n_mels = logmel.shape
+    hop_length, win_length = tables.hop_length, len(tables.window)
+    hops = np.empty((hop_length, LANES + (win_length - 1) // hop_length), np.float32)
+    frames = np.empty((len(tables.turns.cos), LANES), np.float32)
+    powers = np.empty((len(frames) // 2 + 1, LANES), np.float32)
+    bands, logs = np.empty((n_mels, LANES), np.float32), np.empty((n_mels, LANES), np.float32)
+    octaves = np.empty(n_mels * LANES, np.float32)
+    for first in range(0, n_frames, LANES):
+        _cut(waveform, first_sample + first * hop_length, hops)
+        _window(hops, tables.window, tables.preemphasis, tables.removes_dc, frames)
+        fill_powers(frames, tables.turns, powers)
+        _project(powers, tables.filters, tables.bins, tables.floor, bands)
+        _log(bands.reshape(-1), octaves, logs.reshape(-1))
+        for t in range(min(LANES, n_frames - first)):
+            for m in range(n_mels):
+                logmel[first + t, m] = logs[m, t]
+
+
+@numba.njit(cache=True, nogil=True)
+def _cut(waveform, first_sample, hops):
+    """Fill hops, (hop_length, n_hops), with successive hops of samples; zeros outside."""
+    hop_length, n_hops = hops.shape
+    for t in range(n_hops):
+        start = first_sample + t * hop_length
+        begin, end = max(-start, 0), min(len(waveform) - start, hop_length)
+        if end - begin == hop_length:
+            for i in range(hop_length):
+                hops[i, t] = waveform[start + i]
+        else:
+            for i in range(hop_length):
+                hops[i, t] = waveform[start + i] if begin <= i < end else np.float32(0)
 
 
 # Low frequencies lose 30 dB to the pre-emphasis: without the fused multiply-add, which rounds
 # once, rounding of the samples would stand out against what is left.
 @numba.njit(cache=True, nogil=True)
-def _frame(samples, hop_length, window, preemphasis, remove_dc, frames):
-    """Fill frames[:, :win_length], (n_groups, n_fft, n_lanes); what lies below stays zero."""
-    win_length, n_lanes = len(window), frames.shape[2]
-    n_samples = (n_lanes - 1) * hop_length + win_length
+def _window(hops, window, preemphasis, removes_dc, frames):
+    """Fill frames, (n_fft, LANES): sample i of frame t is i % hop_length of hop t + i // ...."""
+    hop_length, n_hops = hops.shape
     kept = np.float32(1) - preemphasis
-    emphasised = np.empty(n_samples, np.float32)
-    offsets = np.empty(n_lanes, np.float32)
-    fours = np.empty((n_lanes // 4, win_length, 4), np.float32)
-    for group in range(len(frames)):
-        first = group * n_lanes * hop_length
-        source = samples[first : first + n_samples]
-        emphasised[0] = 0
-        for i in range(1, n_samples):
-            emphasised[i] = fma(-preemphasis, source[i - 1], source[i])
-        for t in range(n_lanes):
-            frame = source[t * hop_length : t * hop_length + win_length]
-            mean = np.float32(sum_float64(frame) / win_length) if remove_dc else np.float32(0)
-            offsets[t] = kept * mean
-        for t in range(0, n_lanes, 4):
-            _window_4(emphasised[t * hop_length :], hop_length, window, offsets[t:], fours[t // 4])
-        _join(fours, frames[group])
-        for t in range(n_lanes):
-            # Kaldi takes the first sample as its own predecessor.
-            frames[group, 0, t] = window[0] * fma(kept, source[t * hop_length], -offsets[t])
-
-
-# Side by side in two steps, four frames and then all: for these LLVM finds vector instructions.
-# measured: 2026-11-22, AMD EPYC, 1,024 frames: 0.12 ms for both, 0.41 ms in one step.
-@numba.njit(cache=True, nogil=True)
-def _window_4(samples, hop_length, window, offsets, four):
-    """Window four frames, into (win_length, 4)."""
-    out = four.reshape(-1)
-    a, b, c, d = offsets[0], offsets[1], offsets[2], offsets[3]
-    second = samples[hop_length:]
-    third, fourth = second[hop_length:], second[2 * hop_length :]
-    for i in range(len(window)):
-        out[4 * i] = window[i] * (samples[i] - a)
-        out[4 * i + 1] = window[i] * (second[i] - b)
-        out[4 * i + 2] = window[i] * (third[i] - c)
-        out[4 * i + 3] = window[i] * (fourth[i] - d)
+    offset = splat(np.float32(0))
+    if removes_dc:
+        offsets = kept * _means(hops, len(window))
+        offset = load(offsets, 0)
+    taken = splat(-preemphasis)
+    # Kaldi takes the first sample as its own predecessor.
+    before = load(hops, 0)
+    first = splat(window[0]) * fma_rows(splat(kept), before, -offset)
+    i = 0
+    for t in range(n_hops - LANES + 1):
+        for k in range(min(hop_length, len(window) - i)):
+            sample = load(hops, k * n_hops + t)
+            store(frames, i * LANES, splat(window[i]) * (fma_rows(taken, before, sample) - offset))
+            before = sample
+            i += 1
+    store(frames, 0, first)
+    frames[len(window) :] = 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _join(fours, frames):
-    """Copy (n_lanes // 4, win_length, 4) into frames[:win_length], (n_fft, n_lanes)."""
-    for i in range(fours.shape[1]):
-        row = frames[i]
-        for q in range(len(fours)):
-            a, b, c, d = fours[q, i, 0], fours[q, i, 1], fours[q, i, 2], fours[q, i, 3]
-            row[4 * q], row[4 * q + 1], row[4 * q + 2], row[4 * q + 3] = a, b, c, d
+def _means(hops, win_length):
+    """Return the mean of each frame's window, float32, shape (LANES,)."""
+    hop_length, n_hops = hops.shape
+    n_last = (win_length - 1) % hop_length + 1
+    whole, last = np.zeros(n_hops), np.zeros(n_hops)
+    for i in range(hop_length):
+        for t in range(n_hops):
+            whole[t] += np.float64(hops[i, t])
+            if i < n_last:
+                last[t] = whole[t]
+    means = np.empty(LANES, np.float32)
+    for t in range(LANES):
+        total = last[t + n_hops - LANES]
+        for j in range(n_hops - LANES):
+            total += whole[t + j]
+        means[t] = np.float32(total / win_length)
+    return means
 
 
 @numba.njit(cache=True, nogil=True)
-def _project(powers, filters, first_bins, end_bins, floor, bands):
-    """Fill bands, (n_mels, n_frames), with logs of sums of powers, (n_bins, n_frames)."""
-    sums = np.empty(bands.shape[1], np.float32)
-    floored, octaves = np.empty_like(sums), np.empty_like(sums)
+def _project(powers, filters, bins, floor, bands):
+    """Fill bands, (n_mels, LANES), with sums of powers, (n_bins, LANES), and the floor."""
     for m in range(len(filters)):
-        sums[:] = 0
-        for k in range(first_bins[m], end_bins[m]):
-            weight, power = filters[m, k], powers[k]
-            for t in range(len(sums)):
-                sums[t] += weight * power[t]
-        for t in range(len(sums)):
-            floored[t] = floor if sums[t] < floor else sums[t]  # a NaN stays one
-        _log(floored, octaves, bands[m])
+        total = splat(np.float32(0))
+        for k in range(bins[m, 0], bins[m, 1]):
+            total = total + splat(filters[m, k]) * load(powers, k * LANES)
+        store(bands, m * LANES, total)
+    sums = bands.reshape(-1)
+    for i in range(len(sums)):
+        sums[i] = floor if sums[i] < floor else sums[i]  # a NaN stays one
 
 
 @numba.njit(cache=True, nogil=True)

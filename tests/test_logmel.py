@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melstream.pipeline import logmel as module
-from melstream.pipeline.logmel import BLOCK_FRAMES, LogMel, window
+from melstream.pipeline.logmel import LogMel, window
 from melstream.pipeline.mel import mel_filters
+from melstream.pipeline.rows import LANES
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.spec import PRESETS, FeatureSpec
 
@@ -135,9 +136,7 @@ SIGNALS = {
     "rumble on an offset": 0.9 + 0.1 * tone(50),
     "silence": np.zeros(8_000, np.float32),
     "click": np.eye(1, 8_000, 4_000, dtype=np.float32)[0],
-    "noise over a block's end": np.random.default_rng(0)
-    .uniform(-1, 1, BLOCK_FRAMES * 160 + 321)
-    .astype(np.float32),
+    "noise": np.random.default_rng(0).uniform(-1, 1, 8 * LANES * 160 + 321).astype(np.float32),
 }
 
 
@@ -188,11 +187,11 @@ def test_logmel_equals_a_naive_loop_for_any_spec(data: st.DataObject) -> None:
     assert_close(LogMel(spec)(waveform), naive(waveform, spec))
 
 
-def test_a_frame_does_not_depend_on_its_place(recordings: Path) -> None:
-    """Bit for bit: also over the borders of blocks and of vector registers."""
-    waveform = np.tile(SIGNALS["noise over a block's end"], 2)
+def test_a_frame_does_not_depend_on_its_place() -> None:
+    """Bit for bit: also over the borders of the rows that are computed together."""
+    waveform = SIGNALS["noise"]
     whole = LogMel(KALDI)(waveform)
-    for first in (1, 3, BLOCK_FRAMES - 1, BLOCK_FRAMES + 5):
+    for first in (1, 3, LANES - 1, 2 * LANES + 5):
         part = LogMel(KALDI)(waveform[first * 160 :])
         np.testing.assert_array_equal(part, whole[first:])
 
@@ -213,40 +212,35 @@ def test_one_object_serves_many_threads() -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("remove_dc", [False, True])
-def test_frames_equal_a_naive_loop_also_uncompiled(remove_dc: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("hop_length", [1, 7, 24, 25])
+@pytest.mark.parametrize("removes_dc", [False, True])
+@pytest.mark.parametrize("first_sample", [-11, 0, 40])
+def test_frames_equal_a_naive_loop(hop_length: int, removes_dc: bool, first_sample: int) -> None:
     rng = np.random.default_rng(0)
-    hop_length, window, n_lanes = 7, np.hanning(25).astype(np.float32), 4
-    samples = rng.uniform(-1, 1, 7 * hop_length + 25).astype(np.float32)
-    expected = np.zeros((2, 32, n_lanes))
-    for t in range(2 * n_lanes):
-        frame = samples[t * hop_length : t * hop_length + 25].astype(np.float64)
-        frame = frame - frame.mean() * remove_dc
-        frame -= 0.97 * np.concatenate([frame[:1], frame[:-1]])
-        expected[t // n_lanes, :25, t % n_lanes] = window * frame
+    weights = np.hanning(25).astype(np.float32)
+    waveform = rng.uniform(-1, 1, 12 * hop_length + 25).astype(np.float32)  # ends early
+    padded = np.pad(waveform.astype(np.float64), (11, 40 + LANES * hop_length))
+    expected = np.zeros((32, LANES))
+    for t in range(LANES):
+        frame = padded[11 + first_sample + t * hop_length :][:25]
+        frame = frame - frame.mean() * removes_dc
+        expected[:25, t] = weights * (frame - 0.97 * np.concatenate([frame[:1], frame[:-1]]))
 
-    arguments = (samples, hop_length, window, np.float32(0.97), remove_dc)
-    frames, plain_frames = np.zeros((2, 2, 32, n_lanes), np.float32)
-    module._frame(*arguments, frames)
-    for name in ("_frame", "_window_4", "_join"):
-        monkeypatch.setattr(module, name, getattr(module, name).py_func)
-    module._frame(*arguments, plain_frames)
+    hops = np.full((hop_length, LANES + 24 // hop_length), np.nan, np.float32)
+    module._cut(waveform, first_sample, hops)
+    frames = np.full((32, LANES), np.nan, np.float32)
+    module._window(hops, weights, np.float32(0.97), removes_dc, frames)
     np.testing.assert_allclose(frames, expected, atol=1e-6)
-    np.testing.assert_allclose(plain_frames, expected, atol=1e-6)
 
 
-def test_bands_equal_a_matrix_product_also_uncompiled(monkeypatch) -> None:
-    powers = np.random.default_rng(0).uniform(0, 1, (17, 3)).astype(np.float32)
+def test_bands_equal_a_matrix_product() -> None:
+    powers = np.random.default_rng(0).uniform(0, 1, (17, LANES)).astype(np.float32)
     powers[:, 2] *= 1e-9
     filters = mel_filters(FeatureSpec(n_fft=32, win_length=24, hop_length=8, n_mels=5))
-    expected = np.log(np.maximum(filters.astype(np.float64) @ powers, 1e-3))
-    arguments = (powers, filters, *module._bin_ranges(filters), np.float32(1e-3))
-    bands, plain_bands = np.empty((2, 5, 3), np.float32)
-    module._project(*arguments, bands)
-    monkeypatch.setattr(module, "_log", module._log.py_func)
-    module._project.py_func(*arguments, plain_bands)
+    bands = np.full((5, LANES), np.nan, np.float32)
+    module._project(powers, filters, module._bin_ranges(filters), np.float32(1e-3), bands)
+    expected = np.maximum(filters.astype(np.float64) @ powers, 1e-3)
     np.testing.assert_allclose(bands, expected, rtol=1e-5)
-    np.testing.assert_allclose(plain_bands, expected, rtol=1e-5)
 
 
 def test_the_log_is_as_good_as_float32_can_hold() -> None:
