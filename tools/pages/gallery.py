@@ -28,6 +28,11 @@ N_CLIPS = 60  # beside the unusual ones
 MAX_MEDIA_BYTES = 4_000_000  # of pictures and audio, as they stand in the page: it has 10 MB
 MAX_CLIP_AUDIO_BYTES = 400_000  # so that one long clip does not take it all
 N_THREADS = 8  # that read; an object store answers them side by side
+COLUMNS_OF_MEMBERS = (
+    "key",
+    *(f"{member}_{what}" for member in ("logmel", "json") for what in ("offset", "size", "hash")),
+)
+"""What reading a clip takes from the index: read once, not by all threads at the same time."""
 CONTRAST = (1.0, 99.8)  # percentiles of all values shown that get the darkest and brightest colour
 MIN_SHARE = 1e-3  # below it, the most clipped or most silent clip is nothing to look at
 EXTREMES = (
@@ -95,6 +100,8 @@ def make_gallery(dataset: Dataset, *, label: str | None = None) -> Gallery:
     drawn = pick_rows(dataset, N_CLIPS) if label is None else _drawn(chosen)
     drawn = [row for row in drawn.tolist() if row not in why]
     rows = [*why, *sorted(drawn, key=lambda row: (dataset.index.labels(row).tolist(), row))]
+    for name in COLUMNS_OF_MEMBERS:
+        dataset.index.column(name)
     with ThreadPoolExecutor(N_THREADS) as pool:
         read = dict(zip(rows, pool.map(_tried(dataset.read_logmel), rows), strict=True))
         images = _images({row: found for row, found in read.items() if not isinstance(found, str)})
