@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import torch
 from rich.console import Console
 from test_train_step import NoWaiting
 from test_training import CPU, SMALL, assert_same_run, losses, run_pretrain, weights
-from typer.testing import CliRunner
 
 from melstream.model import dropout
 from melstream.model.averaging import average_states
@@ -26,7 +23,6 @@ from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.tools import evaluate as evaluate_module
 from melstream.tools import pretrain as pretrain_module
-from melstream.tools.cli import app
 from melstream.tools.distributed import World
 from melstream.tools.evaluate import Predictions, predict
 from melstream.tools.finetune import finetune
@@ -155,18 +151,6 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "other").values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_exits_with_0(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    die_at(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
-    sets = [word for override in [*SMALL, "train.steps=5"] for word in ("--set", override)]
-    where = ["--data", str(data.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    result = CliRunner().invoke(app, ["pretrain", "demo-pretrain", *where, *sets])
-    assert result.exit_code == 0, result.output
-    assert "stopped at step 2, checkpoint written; --resume goes on" in result.output
-
-
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
@@ -181,6 +165,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     assert "resumed from" in said
     assert "at step 8" in said
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_checkpoint_that_was_being_replaced_is_the_one_a_run_goes_on_from(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    last = checkpoint(tmp_path / "run", 10)
+    last.rename(last.with_name(f".replaced-{last.name}"))  # killed between the two renames
+    run_pretrain(data, tmp_path / "run", quiet, resume=True)
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"resumed from {last} at step 10" in said
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_over_by_itself(

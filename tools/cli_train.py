@@ -18,6 +18,7 @@ from .cli_options import (
     choose_device,
     err_console,
     out_console,
+    resumable,
     silent_console,
 )
 
@@ -127,7 +128,8 @@ def _world(device: str) -> "Iterator[tuple[World, Console]]":
     """Join the other processes; only the main one has a console that shows something."""
     from .distributed import join_world
 
-    with join_world(choose_device(device)) as world:
+    resume = resumable("--resume goes on from the last checkpoint")
+    with resume, join_world(choose_device(device)) as world:
         yield world, err_console if world.is_main else silent_console
 
 

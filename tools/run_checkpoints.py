@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from ..model.atomic_folder import clear_leftovers
 from ..model.averaging import average_states
 from ..model.checkpoint import (
     Checkpoint,
@@ -110,6 +111,7 @@ class RunCheckpoints:
             CheckpointError: none is whole, or it is of another format version.
             DatasetError: it is of another run.
         """
+        clear_leftovers(self._root)  # one that was being replaced when the run died is put back
         while (path := latest_checkpoint(self._root)) is not None:
             try:
                 checkpoint = load_checkpoint(path)

@@ -115,6 +115,7 @@ class Trainer:
             MelstreamError: more steps than allowed had no finite gradient.
             DeadRunError: the run learns nothing any more.
             CheckpointError: no checkpoint can be used, or none can be written.
+            KeyboardInterrupt: Ctrl-C came twice; no checkpoint was written for it.
         """
         start = time.monotonic()
         resume = resume or self._world.n_restarts > 0
@@ -130,7 +131,7 @@ class Trainer:
         )
         with (
             live_view(title, self._train.steps, self._console) as view,
-            catch_signals() as received,
+            catch_signals(self._say) as received,
             closing(log),
         ):
             self._loop(log, view, received)
@@ -221,6 +222,9 @@ class Trainer:
         self._console.print(
             f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
         )
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False)
 
     def _validate_and_save(self, log: RunLog, view: View) -> bool:
         """Validate if it is due, and save what it changed; say whether that was so."""
