@@ -274,6 +274,14 @@ def test_training_stops_when_validation_gets_no_better(
     assert (again.step, again.is_complete) == (8, True)
 
 
+def test_a_recipe_that_validates_says_that_there_is_nothing_to_validate_on(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3", "train.validate_every=2")
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "no --valid: the recipe would validate every 2 steps" in said
+
+
 def test_a_run_that_died_while_it_validated_loses_nothing(
     data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

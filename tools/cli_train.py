@@ -98,7 +98,7 @@ def finetune(
     Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
     runs/pretrain --out runs/esc50`
     """
-    from .recipe import FinetuneRecipe, load_recipe
+    from .recipe import FinetuneRecipe, is_overridden, load_recipe
 
     config = load_recipe(recipe, FinetuneRecipe, overrides or ())
     if print_config:
@@ -106,6 +106,12 @@ def finetune(
         return
     if folds and valid is not None:
         raise ValueError("`--folds` takes the held-out clips from --data; leave --valid out")
+    every = config.train.validate_every
+    if every and not (folds or valid) and is_overridden("train.validate_every", overrides or ()):
+        raise ValueError(
+            f"`--set train.validate_every={every}` needs held-out data; give --valid, or leave it "
+            "out"
+        )
     from .finetune import finetune as run
     from .folds import finetune_folds
 

@@ -86,7 +86,7 @@ def finetune(
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
-    held_out = dataset if part is not None else _held_out(recipe, dataset, valid)
+    held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
     tagger, card = _build(recipe, dataset, encoder_path)
     tagger.to(world.device)
     order, _, loader = training_batches(
@@ -107,8 +107,10 @@ def finetune(
     return result
 
 
-def _held_out(recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None) -> Dataset | None:
-    """Open the data set to validate on, if there is one."""
+def _held_out(
+    recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None, console: Console
+) -> Dataset | None:
+    """Open the data set to validate on; say so where the recipe wants one and there is none."""
     if valid is not None:
         held_out = open_dataset(valid)
         _require_same_labels(held_out, dataset)
@@ -117,6 +119,13 @@ def _held_out(recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None
         raise ValueError(
             f"`train.stop_after` ({recipe.train.stop_after}) needs held-out data; give --valid, or "
             "--set train.stop_after=0"
+        )
+    if recipe.train.validate_every:
+        console.print(
+            f"no --valid: the recipe would validate every {recipe.train.validate_every} steps, now "
+            "the last weights become the model",
+            highlight=False,
+            soft_wrap=True,
         )
     return None
 
