@@ -175,5 +175,18 @@ def test_what_fails_in_the_main_process_fails_everywhere() -> None:
         World(CPU).on_main(fail)
 
 
+def test_what_fails_in_any_process_fails_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(found: list[Exception | None], own: Exception | None) -> None:
+        found[:] = [None, None, own, MelstreamError("yes")]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    with pytest.raises(MelstreamError, match="no"):
+        World(CPU, 2, 4).on_all(fail)
+    with pytest.raises(MelstreamError, match="yes"):
+        World(CPU, 2, 4).on_all(lambda: 7)
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, own: None)
+    assert World(CPU, 2, 4).on_all(lambda: 7) == 7
+
+
 def fail() -> None:
     raise MelstreamError("no")

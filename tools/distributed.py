@@ -55,7 +55,7 @@ class World:
         """Let the main process do something, and give its result to all.
 
         Args:
-            work: what to do; its result must survive pickling.
+            work: what to do; its result travels pickled, so it has to be small.
 
         Raises:
             MelstreamError: whatever ``work`` raises, in every process.
@@ -72,6 +72,29 @@ class World:
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
+
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Do something in every process, and go on only if all of them could.
+
+        Args:
+            work: what to do; its result stays in the process.
+
+        Raises:
+            MelstreamError: what ``work`` raises in the first process that fails, in every one.
+        """
+        if self.size == 1:
+            return work()
+        done, problem = None, None
+        try:
+            done = work()
+        except Exception as error:  # it is raised below, in every process
+            problem = _picklable(error)
+        problems: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise found
+        return done  # type: ignore[return-value]
 
     def mean(self, values: Tensor) -> Tensor:
         """Average a tensor over the processes, in place."""

@@ -87,7 +87,7 @@ def finetune_folds(
             console=console,
             encoder_path=encoder_path,
             part=part,
-            resume=resume and run.exists(),
+            resume=resume and world.on_main(run.exists),
             world=world,
         )
         if not result.is_complete:
@@ -138,7 +138,8 @@ def _parts(dataset: Dataset) -> Iterator[Part]:
 
 
 def _measure(run: Path, dataset: Dataset, part: Part, world: World) -> TaggingMetrics:
-    """Evaluate the finished model of one fold; it is read from disk by the main process."""
-    tagger, card = world.on_main(lambda: load_tagger(run))
+    """Evaluate the finished model of one fold; each process reads it once the main one wrote it."""
+    run = world.on_main(lambda: run)
+    tagger, card = world.on_all(lambda: load_tagger(run))
     predictions = predict(tagger.to(world.device), card, dataset, rows=part.held_out, world=world)
     return predictions.metrics(tagger.config.task)

@@ -10,6 +10,7 @@ evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def require_shared(folder: Path, rank: int) -> None:
+    """Refuse a run folder that this process does not share with the main one, which made it.
+
+    Raises:
+        DatasetError: it is on another machine's disk.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise not_shared(f"{path}, which the main process has just written", rank)
+
+
+def not_shared(what: str, rank: int) -> DatasetError:
+    """Return the error of a process that cannot see a file of its run."""
+    return DatasetError(
+        f"process {rank} on {platform.node()} cannot read {what}; --out must be a folder "
+        "that all machines share"
+    )
 
 
 def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:

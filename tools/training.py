@@ -28,7 +28,7 @@ from .live_view import View, live_view
 from .model_folder import ModelCard, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
-from .run_folder import MODEL_NAME, REPORT_NAME, claim_run
+from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, require_shared
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -111,7 +111,8 @@ class Trainer:
                 torchrun started anew.
 
         Raises:
-            DatasetError: the folder holds another run, or any run without ``resume``.
+            DatasetError: the folder holds another run, any run without ``resume``, or is not the
+                same one for all processes.
             MelstreamError: more steps than allowed had no finite gradient.
             DeadRunError: the run learns nothing any more.
             CheckpointError: no checkpoint can be used, or none can be written.
@@ -120,6 +121,7 @@ class Trainer:
         start = time.monotonic()
         resume = resume or self._world.n_restarts > 0
         self._world.on_main(lambda: claim_run(self._folder, self._config, resume=resume))
+        self._world.on_all(lambda: require_shared(self._folder, self._world.rank))
         if resume:
             self._restore()
         log = RunLog(
@@ -251,7 +253,7 @@ class Trainer:
             )
 
     def _restore(self) -> None:
-        checkpoint = self._world.on_main(self._checkpoints.last)
+        checkpoint = self._checkpoints.shared_last(self._world)
         if checkpoint is None:
             return
         self._at = Progress(**checkpoint.meta["progress"])
