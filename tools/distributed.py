@@ -4,6 +4,11 @@
 is one. Tensors on a GPU travel by NCCL, those on the CPU by gloo.
 
     torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream pretrain … --resume
+
+On several machines each one's torchrun has ``--nnodes 2 --node-rank 0 --master-addr HOST``, too.
+When one is lost, the processes of the others fail, are started anew and wait for it; started
+again, it joins in. (``--rdzv-backend c10d`` works as well, but torch 2.11 tells an agent that
+comes late no address unless all have ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``.)
 """
 
 import os
