@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -21,10 +20,7 @@ from melstream.model.objectives import wav2vec2
 from melstream.pipeline.batch import Batch
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError, MelstreamError
-from melstream.tools import evaluate as evaluate_module
 from melstream.tools import pretrain as pretrain_module
-from melstream.tools.distributed import World
-from melstream.tools.evaluate import Predictions, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.health import DeadRunError
 from melstream.tools.model_folder import load_encoder, load_tagger
@@ -245,83 +241,6 @@ def test_a_dead_run_is_stopped_and_may_be_overruled(
     warn = [bound, "health.alarm=warn"]
     assert run_pretrain(data, tmp_path / "run", quiet, *warn, resume=True).is_complete
     assert "warning at step 10: the targets" in quiet.file.getvalue()  # type: ignore[attr-defined]
-
-
-def grade(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    """Let validations give these accuracies, one after the other."""
-    given, original = iter(scores), Predictions.metrics
-
-    def graded(self: Predictions, task: Any) -> Any:
-        metrics = original(self, task)
-        object.__setattr__(metrics, "accuracy", next(given))
-        return metrics
-
-    monkeypatch.setattr(Predictions, "metrics", graded)
-
-
-def test_training_stops_when_validation_gets_no_better(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = [*SMALL, "train.steps=20", "train.validate_every=2", "train.stop_after=2"]
-    grade(monkeypatch, 0.5, 0.6, 0.4, 0.6)
-    result = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True)
-    assert (result.step, result.is_complete) == (8, True)
-    best = load_checkpoint(checkpoint(tmp_path / "run", 4)).model_state
-    tagger, card = load_tagger(tmp_path / "run")
-    assert card.steps == 8
-    assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
-    again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
-    assert (again.step, again.is_complete) == (8, True)
-
-
-def test_a_recipe_that_validates_says_that_there_is_nothing_to_validate_on(
-    data: Dataset, tmp_path: Path, quiet: Console
-) -> None:
-    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3", "train.validate_every=2")
-    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
-    assert "no --valid: the recipe would validate every 2 steps" in said
-
-
-def test_a_run_that_died_while_it_validated_loses_nothing(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = [*SMALL, "train.steps=8", "train.validate_every=4", "train.keep_last=9"]
-    run_finetune(data, tmp_path / "whole", quiet, *sets, valid=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Predictions, "metrics", lambda self, task: crash())
-        with pytest.raises(RuntimeError, match="killed"):
-            run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
-    assert checkpoint(tmp_path / "broken", 4).is_dir()
-    run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True, resume=True)
-    whole, broken = (
-        [
-            {name: line[name] for name in line if name.startswith(("step", "valid"))}
-            for line in lines
-        ]
-        for lines in map(entries, (tmp_path / "whole", tmp_path / "broken"))
-    )
-    assert whole == broken
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-
-
-def entries(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_processes_share_the_clips_of_a_validation(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twenty-four clips: the first of two processes gets all, the second an empty batch."""
-    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3")
-    tagger, card = load_tagger(tmp_path / "run")
-    alone = predict(tagger, card, data)
-    monkeypatch.setattr(World, "gather", lambda world, values: values)
-    for batch_size in (32, 4):
-        monkeypatch.setattr(evaluate_module, "BATCH_SIZE", batch_size)
-        parts = [predict(tagger, card, data, world=World(CPU, rank, 2)) for rank in (0, 1)]
-        assert parts[0].keys + parts[1].keys == alone.keys
-        scores = np.concatenate([part.scores for part in parts])
-        np.testing.assert_allclose(scores, alone.scores, rtol=1e-4)
 
 
 def test_the_mean_of_the_last_checkpoints_becomes_the_model(

@@ -6,7 +6,9 @@ tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
 model/             the final model
 report.html        curves and figures, once the run is complete
-evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
+evaluation-valid.json, other evaluation*.json
+                   results per class of the final model: on the validation set or the fold that
+                   was held out, and what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
 import json
@@ -24,6 +26,7 @@ METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model"
 REPORT_NAME = "report.html"
 EVALUATIONS_GLOB = "evaluation*.json"
+VALIDATION_NAME = "evaluation-valid.json"
 
 HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 """The figure on held-out data by which the best step is chosen, by the tagger's task."""

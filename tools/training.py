@@ -10,7 +10,7 @@ the optimiser and the state of the order.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +52,28 @@ class Result:
     wall_s: float
 
 
-def finish_run(folder: Path, state: dict[str, Tensor], card: ModelCard) -> None:
+def finish_run(
+    folder: Path,
+    weights: Callable[[], dict[str, Tensor]],
+    card: ModelCard,
+    *,
+    world: World,
+    measure: Callable[[], object] = lambda: None,
+) -> None:
     """Write what a finished run leaves beside its log and checkpoints: its model, and a page.
 
     Args:
         folder: of the run.
-        state: weights of the model.
+        weights: gives those of the model, in the main process.
         card: what belongs to them.
+        world: this process among those of the run; each of them has to call.
+        measure: called by each when the model is written, and before the page is.
     """
     from .run_report import write_run_report  # plotly takes half a second to import
 
-    write_model(folder / MODEL_NAME, state, card)
-    write_run_report(folder, folder / REPORT_NAME)
+    world.on_main(lambda: write_model(folder / MODEL_NAME, weights(), card))
+    measure()
+    world.on_main(lambda: write_run_report(folder, folder / REPORT_NAME))
 
 
 class Trainer:
