@@ -15,7 +15,8 @@ from test_training import CPU, SMALL, assert_same_run, losses, run_pretrain, wei
 
 from melstream.model import dropout
 from melstream.model.averaging import average_states
-from melstream.model.checkpoint import CheckpointError, load_checkpoint
+from melstream.model.checked_files import CheckpointError
+from melstream.model.checkpoint import load_checkpoint
 from melstream.model.objectives import wav2vec2
 from melstream.pipeline.batch import Batch
 from melstream.shards.dataset import Dataset

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ..model.atomic_folder import clear_leftovers
 from ..model.averaging import average_states
+from ..model.checked_files import CheckpointError, DamagedCheckpointError
 from ..model.checkpoint import (
     Checkpoint,
-    CheckpointError,
-    DamagedCheckpointError,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,

@@ -169,12 +169,7 @@ def scan(
     _require_options(source, columns, label_separator, labels)
     _require_named_labels(source, columns, unlabelled=unlabelled)
     known = None if labels is None else read_labels(labels)
-    rows = []
-    for row in _read_rows(source, columns, label_separator):
-        if known is not None:
-            with at_line(source, row.line):
-                require_known(row.labels, known, str(labels))
-        rows.append(row)
+    rows = list(_read_rows(source, columns, label_separator, known, str(labels)))
     label_names = known or tuple(sorted({label for row in rows for label in row.labels}))
     splits = tuple(dict.fromkeys(row.split for row in rows if row.split))
     root = source.parent if root is None else root
@@ -224,8 +219,14 @@ def _require_a_file(clips: tuple[Clip, ...], source: Path, first: Path) -> None:
         )
 
 
-def _read_rows(source: Path, columns: _Columns, label_separator: str | None) -> Iterator[_Row]:
-    """Read the rows, none of a clip that was there before."""
+def _read_rows(
+    source: Path,
+    columns: _Columns,
+    label_separator: str | None,
+    known: tuple[str, ...] | None,
+    list_name: str,
+) -> Iterator[_Row]:
+    """Read the rows, none of a clip that was there before, labels only of those that are known."""
     first_lines: dict[object, int] = {}
     delimiter = _find_delimiter(source, columns.path)
     # A path that is not UTF-8 must still lead to its file.
@@ -233,6 +234,8 @@ def _read_rows(source: Path, columns: _Columns, label_separator: str | None) -> 
     for line, fields in table:
         with at_line(source, line):
             row = _parse_row(line, fields, columns, label_separator)
+            if known is not None:
+                require_known(row.labels, known, list_name)
             identity = (row.path, row.offset_s, row.duration_s) if row.id is None else row.id
             first = first_lines.setdefault(identity, line)
             if first != line:
