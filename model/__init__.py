@@ -1,22 +1,19 @@
 """From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
 
-Everything here takes tensors or arrays; only ``checkpoint`` and ``inference`` touch files.
+Everything here takes tensors or arrays; only ``checkpoint``, ``model_file`` and ``inference``
+touch files.
 Nothing of ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 
 from .augment import AugmentConfig, augment
 from .averaging import WeightAverage, average_states
+from .checked_files import CheckpointError, DamagedCheckpointError
 from .checkpoint import (
     Checkpoint,
-    CheckpointError,
-    DamagedCheckpointError,
-    SavedModel,
     latest_checkpoint,
     load_checkpoint,
-    load_model_file,
     prune_checkpoints,
     save_checkpoint,
-    save_model,
     set_aside,
 )
 from .encoder import (
@@ -31,6 +28,7 @@ from .hiding import HidingConfig, draw_hidden
 from .inference import AudioModel, Embeddings, Tags, load
 from .logmel import FeatureConfig, TorchLogMel
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
+from .model_file import SavedModel, load_model_file, save_model
 from .objectives import OBJECTIVES, Wav2Vec2, Wav2Vec2Config, build_objective
 from .optim import (
     OptimConfig,

@@ -1,23 +1,17 @@
-"""Checkpoints of a run, and the folder of a finished model.
+"""Checkpoints of a run.
 
-    step-000200/                a checkpoint
+    step-000200/
       model.safetensors         weights
       average.safetensors       their moving average, where the run keeps one
       optimizer.pt              optimiser state: tensors in plain containers
       checkpoint.json           step, the trainer's own dict, sha256 of the other files
 
-    any-name/                   a finished model
-      model.safetensors
-      model.json                its card, sha256 of the weights
-
 Folders are whole if they exist (``atomic_folder``), their files are checked against
-their sums before anything is read from them, and nothing is unpickled: weights are
-safetensors, and ``torch.load`` reads ``optimizer.pt`` with ``weights_only=True``.
+their sums before anything is read from them (``checked_files``), and nothing is unpickled:
+weights are safetensors, and ``torch.load`` reads ``optimizer.pt`` with ``weights_only=True``.
 There is no random state in it: what training draws depends on the step alone.
 """
 
-import hashlib
-import json
 import pickle
 import re
 from collections import OrderedDict
@@ -25,21 +19,25 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .atomic_folder import atomic_folder, clear_leftovers, remove_folder
+from .checked_files import (
+    WEIGHTS,
+    CheckpointError,
+    check_sums,
+    read_document,
+    read_weights,
+    write_document,
+    write_weights,
+)
 
-FORMAT_VERSION = 1
-
-_WEIGHTS, _AVERAGE, _OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.pt"
-_CHECKPOINT, _CARD = "checkpoint.json", "model.json"
-_MAX_JSON_BYTES = 64 * 2**20  # more than any card or config; bounds what is parsed
+_AVERAGE, _OPTIMIZER, _CHECKPOINT = "average.safetensors", "optimizer.pt", "checkpoint.json"
 # Exact types: a NumPy number is a float too, but would be pickled as a class.
 _PLAIN = {int, float, bool, str, NoneType, dict, OrderedDict, list, tuple}
 
@@ -52,42 +50,6 @@ class _CheckpointFile(BaseModel):
     step: int = Field(ge=0, description="optimiser steps done")
     meta: dict[str, Any] = Field(description="the trainer's own dict")
     sha256: dict[str, str] = Field(description="sum of each other file, by name, in hex")
-
-
-class _ModelFile(BaseModel):
-    """What stands in ``model.json`` beside the format version."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    card: dict[str, Any] = Field(description="what a user of the weights must know")
-    sha256: dict[str, str] = Field(description="sum of each other file, by name, in hex")
-
-
-_Document = TypeVar("_Document", _CheckpointFile, _ModelFile)
-
-
-class CheckpointError(OSError):
-    """A checkpoint or model folder cannot be read; the message says why and what to do.
-
-    An ``OSError``, since it is about files: who reports those reports it too.
-
-    Args:
-        reason: what was required of which file, and what was found.
-        remedy: what to do.
-        path: the folder.
-    """
-
-    def __init__(self, reason: str, remedy: str, path: Path) -> None:
-        super().__init__(f"{reason}; {remedy}")
-        self.reason, self.remedy, self.path = reason, remedy, path
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str, Path]]:
-        """Pickle by its parts: what one process of a run finds, all of them raise."""
-        return type(self), (self.reason, self.remedy, self.path)
-
-
-class DamagedCheckpointError(CheckpointError):
-    """Files are missing, short or altered: an earlier checkpoint of the run may still be whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +66,6 @@ class Checkpoint:
     """The moving average of the weights; None where the run keeps none."""
     meta: dict[str, Any]
     """The trainer's own dict, as JSON gives it back: tuples became lists."""
-
-
-@dataclass(frozen=True, eq=False)
-class SavedModel:
-    """What ``load_model_file`` gives back, on the CPU."""
-
-    path: Path
-    model_state: dict[str, Tensor]
-    card: dict[str, Any]
-    """The dict that was saved with it, as JSON gives it back."""
 
 
 def save_checkpoint(
@@ -156,11 +108,11 @@ def save_checkpoint(
         root.mkdir(parents=True, exist_ok=True)
         clear_leftovers(root)
         with atomic_folder(path) as folder:
-            _write_weights(folder / _WEIGHTS, model_state)
+            write_weights(folder / WEIGHTS, model_state)
             if average_state is not None:
-                _write_weights(folder / _AVERAGE, average_state)
+                write_weights(folder / _AVERAGE, average_state)
             torch.save(state, folder / _OPTIMIZER)
-            _write_json(folder, _CHECKPOINT, {"step": step, "meta": dict(meta)})
+            write_document(folder, _CHECKPOINT, {"step": step, "meta": dict(meta)})
     # torch and safetensors report a full disk by errors of their own
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}", _kept(root), path) from error
@@ -183,16 +135,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint.
     """
     remedy = _earlier_checkpoint(path)
-    document = _read_json(path, _CHECKPOINT, _CheckpointFile, remedy=remedy)
+    document = read_document(path, _CHECKPOINT, _CheckpointFile, remedy=remedy)
     has_average = _AVERAGE in document.sha256
-    names = (_WEIGHTS, _OPTIMIZER, *([_AVERAGE] if has_average else []))
-    _check_sums(path, document.sha256, *names, remedy=remedy)
+    names = (WEIGHTS, _OPTIMIZER, *([_AVERAGE] if has_average else []))
+    check_sums(path, document.sha256, *names, remedy=remedy)
     return Checkpoint(
         path=path,
         step=document.step,
-        model_state=_read_weights(path / _WEIGHTS, remedy=remedy),
+        model_state=read_weights(path / WEIGHTS, remedy=remedy),
         optimizer_state=_read_optimizer(path, remedy=remedy),
-        average_state=_read_weights(path / _AVERAGE, remedy=remedy) if has_average else None,
+        average_state=read_weights(path / _AVERAGE, remedy=remedy) if has_average else None,
         meta=document.meta,
     )
 
@@ -234,51 +186,6 @@ def prune_checkpoints(root: Path, keep_last: int, keep: Collection[Path] = ()) -
             remove_folder(path)
 
 
-def save_model(folder: Path, model_state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
-    """Write the folder of a finished model, whole or not at all; an older one is replaced.
-
-    Args:
-        folder: where; its parent is made if need be.
-        model_state: weights by name, on any device.
-        card: what a user of the weights must know (configs, feature spec, label
-            names ...), as JSON can hold it.
-
-    Returns:
-        ``folder``.
-
-    Raises:
-        ValueError: something else than a saved model stands there.
-        TypeError: the card holds a value that JSON cannot hold.
-    """
-    if folder.exists() and not (folder / _CARD).is_file() and any(folder.iterdir()):
-        raise ValueError(
-            f"`folder` must be new, empty or a saved model, found other files in {folder}; "
-            "give another name"
-        )
-    with atomic_folder(folder) as writing:
-        _write_weights(writing / _WEIGHTS, model_state)
-        _write_json(writing, _CARD, {"card": dict(card)})
-    return folder
-
-
-def load_model_file(folder: Path) -> SavedModel:
-    """Read the folder of a finished model, after checking the weights against their sum.
-
-    Args:
-        folder: as ``save_model`` wrote it.
-
-    Returns:
-        The weights, on the CPU, and the card.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of another format version.
-    """
-    remedy = "copy or export the model again"
-    document = _read_json(folder, _CARD, _ModelFile, remedy=remedy)
-    _check_sums(folder, document.sha256, _WEIGHTS, remedy=remedy)
-    return SavedModel(folder, _read_weights(folder / _WEIGHTS, remedy=remedy), document.card)
-
-
 def _steps(root: Path) -> dict[int, Path]:
     if not root.is_dir():
         return {}
@@ -302,55 +209,6 @@ def _kept(root: Path) -> str:
     return f"{kept}; make room and go on with --resume"
 
 
-def _write_weights(file: Path, model_state: Mapping[str, Tensor]) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
-    save_file(tensors, file)
-
-
-def _write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
-    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    document = {"format_version": FORMAT_VERSION, **content, "sha256": sums}
-    (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, name: str, kind: type[_Document], *, remedy: str) -> _Document:
-    file = path / name
-    try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"it must have at most {_MAX_JSON_BYTES} bytes")
-        content = json.loads(file.read_bytes())
-        version = content.pop("format_version", None) if isinstance(content, dict) else None
-        if version == FORMAT_VERSION:
-            return kind.model_validate(content)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"cannot read {file}: {error}", remedy, path) from error
-    raise CheckpointError(
-        f"cannot read {file}: its format version must be {FORMAT_VERSION}, found {version!r}",
-        f"if it is newer, read it with the melstream that wrote it; {remedy}",
-        path,
-    )
-
-
-def _check_sums(path: Path, sums: Mapping[str, str], *names: str, remedy: str) -> None:
-    for name in names:
-        file = path / name
-        found = _sha256(file) if file.is_file() else "no such file"
-        if found != sums.get(name):
-            raise DamagedCheckpointError(
-                f"{file} must have the sha256 {sums.get(name)}, found {found}: it is damaged or "
-                "altered",
-                remedy,
-                path,
-            )
-
-
-def _read_weights(file: Path, *, remedy: str) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot read {file}: {error}", remedy, file.parent) from error
-
-
 def _read_optimizer(path: Path, *, remedy: str) -> dict[str, Any]:
     file = path / _OPTIMIZER
     try:
@@ -361,11 +219,6 @@ def _read_optimizer(path: Path, *, remedy: str) -> dict[str, Any]:
             remedy,
             path,
         ) from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_plain(value: object, place: str) -> None:

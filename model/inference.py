@@ -24,9 +24,10 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_model_file
+from .checked_files import CheckpointError
 from .encoder import AudioEncoder, EncoderConfig
 from .logmel import FeatureConfig, TorchLogMel
+from .model_file import load_model_file
 from .tagger import Tagger, TaggerConfig
 
 Waveform: TypeAlias = npt.NDArray[np.float32]

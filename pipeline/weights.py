@@ -64,7 +64,11 @@ def class_counts(index: Index, rows: Rows | None = None, *, n_classes: int = 0) 
         n_classes: least length of the result.
 
     Returns:
-        int64, shape (max(n_classes, largest label id + 1),).
+        int64, shape (n,): of a data set that was opened, a count for each of its labels; else n
+        is the largest label id + 1. Longer if ``n_classes`` is.
+
+    Raises:
+        DatasetError: the labels of the index are damaged, one is not of the data set for example.
     """
     counted = np.zeros(_n_classes(index, n_classes), np.int64)
     _count_labels(index.label_indptr, index.label_ids, _chosen(index, rows), counted)
@@ -199,6 +203,8 @@ def _chosen(index: Index, rows: Rows | None) -> Rows:
 
 def _n_classes(index: Index, least: int) -> int:
     require_possible_labels(index)  # the kernels follow them without a look at bounds
+    if index.n_classes is not None:
+        return max(least, index.n_classes)
     return max(least, int(index.label_ids.max(initial=-1)) + 1)
 
 

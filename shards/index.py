@@ -71,6 +71,7 @@ class Index:
 
     Args:
         source: from column name to array, in memory or in Zarr.
+        n_classes: how many labels the manifest names; None: there is no manifest.
 
     Shape:
         Every column is (n_samples,) of the dtype in ``COLUMNS``, but ``key``
@@ -104,7 +105,13 @@ class Index:
     bandwidth_hz = _Column()
     audio_hash = _Column()
 
-    def __init__(self, source: Mapping[str, npt.NDArray[Any] | zarr.Array]) -> None:
+    def __init__(
+        self,
+        source: Mapping[str, npt.NDArray[Any] | zarr.Array],
+        *,
+        n_classes: int | None = None,
+    ) -> None:
+        self.n_classes = n_classes
         self._source = source
         self._read: dict[str, npt.NDArray[Any]] = {}
 
@@ -260,7 +267,7 @@ def read_index(
         fault = _fault(column, array, n_samples, n_classes)
         if fault:
             raise DatasetError(f"{place}: column `{column}` must have {fault}; {remedy}")
-    return Index(arrays)
+    return Index(arrays, n_classes=n_classes)
 
 
 def read_counts(

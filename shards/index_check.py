@@ -18,7 +18,6 @@ def find_fault(index: Index, manifest: Manifest, *, checks_keys: bool = True) ->
         manifest: of the same data set.
         checks_keys: look at the keys too, which takes the longest.
     """
-    ids = index.label_ids
     checks = {
         "`shard` must count up to the number of shards": _is_within(
             index.shard, 0, len(manifest.shards)
@@ -26,7 +25,6 @@ def find_fault(index: Index, manifest: Manifest, *, checks_keys: bool = True) ->
         and bool((np.diff(index.shard) >= 0).all()),
         "`n_frames` must be 1 or more": bool((index.n_frames > 0).all()),
         "`label_indptr` must rise from 0 to the number of labels": _rises(index),
-        "`label_ids` must be labels of the manifest": _is_within(ids, 0, len(manifest.label_names)),
         "`split` must be -1 or a split of the manifest": _is_within(
             index.split, -1, len(manifest.split_names)
         ),
@@ -36,7 +34,8 @@ def find_fault(index: Index, manifest: Manifest, *, checks_keys: bool = True) ->
             "keys must be legal": _are_legal(index),
             "keys must be unique": len(np.unique(index.sample_keys())) == len(index),
         }
-    return next((rule for rule, holds in checks.items() if not holds), None)
+    fault = next((rule for rule, holds in checks.items() if not holds), None)
+    return fault or _label_fault(index, len(manifest.label_names))
 
 
 def require_possible(index: Index, manifest: Manifest, url: str) -> None:
@@ -55,16 +54,29 @@ def require_possible(index: Index, manifest: Manifest, url: str) -> None:
 
 
 def require_possible_labels(index: Index) -> None:
-    """Refuse labels that lie outside their own columns, where no manifest is at hand.
+    """Refuse labels outside their own columns, or outside the manifest where that is known.
 
     Raises:
         DatasetError: the index is damaged.
     """
-    if not _rises(index) or index.label_ids.min(initial=0) < 0:
+    rule = "`label_indptr` must rise from 0 to the number of labels"
+    most = int(np.iinfo(index.label_ids.dtype).max) if index.n_classes is None else index.n_classes
+    fault = _label_fault(index, most) if _rises(index) else rule
+    if fault:
         raise DatasetError(
-            "the index is damaged: `label_indptr` must rise from 0 to the number of labels and "
-            "`label_ids` must not be negative; copy it again, or build the data set again"
+            f"the index is damaged: {fault}; copy it again, or build the data set again"
         )
+
+
+def _label_fault(index: Index, n_classes: int) -> str | None:
+    """Name the first sample with a label that cannot be; ``label_indptr`` is in order."""
+    ids = index.label_ids
+    if _is_within(ids, 0, n_classes):
+        return None
+    place = int(np.flatnonzero((ids < 0) | (ids >= n_classes))[0])
+    row = int(np.searchsorted(index.label_indptr, place, side="right")) - 1
+    key = bytes(index.sample_keys()[row]).decode("ascii", "backslashreplace")
+    return f"`label_ids` must be labels of the manifest, found {ids[place]} in sample {key!r}"
 
 
 def _rises(index: Index) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from melstream.model import (
@@ -20,11 +19,9 @@ from melstream.model import (
     build_optimizer,
     latest_checkpoint,
     load_checkpoint,
-    load_model_file,
     parameter_groups,
     prune_checkpoints,
     save_checkpoint,
-    save_model,
     set_aside,
 )
 
@@ -52,7 +49,7 @@ def save(root: Path, step: int, **changes: Any) -> Path:
 
 def reseal(path: Path) -> None:
     """Make the sums right again, as someone who alters a checkpoint on purpose would."""
-    from melstream.model import checkpoint as module
+    from melstream.model import checked_files as module
 
     document = json.loads((path / "checkpoint.json").read_text())
     document["sha256"] = {name: module._sha256(path / name) for name in document["sha256"]}
@@ -244,32 +241,6 @@ def test_pruning_everything_is_refused(tmp_path: Path) -> None:
 def test_a_negative_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`step` must be 0 or more, found -1"):
         save(tmp_path, -1)
-
-
-def test_a_model_comes_back_with_its_card(tmp_path: Path) -> None:
-    state = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.zeros(2, dtype=torch.float16)}
-    folder = save_model(tmp_path / "models" / "mine", state, {"labels": ["Dog", "Öl"]})
-    saved = load_model_file(folder)
-    assert_same(saved.model_state, state)
-    assert saved.card == {"labels": ["Dog", "Öl"]}
-    save_model(folder, state, {"labels": []})
-    assert load_model_file(folder).card == {"labels": []}
-    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
-
-
-def test_a_model_never_replaces_something_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="`folder` must be new, empty or a saved model"):
-        save_model(tmp_path, {}, {})
-
-
-def test_a_damaged_model_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "mine", {"a": torch.zeros(2)}, {})
-    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"damaged or altered; copy or export .* again"):
-        load_model_file(folder)
-    with pytest.raises(CheckpointError, match=r"model\.json.*No such file"):
-        load_model_file(tmp_path / "other")
 
 
 def test_the_average_comes_back_beside_the_weights(tmp_path: Path) -> None:

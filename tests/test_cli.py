@@ -109,6 +109,12 @@ def test_build_then_inspect_and_verify(
             2,
             "must be auto, cpu, cuda",
         ),
+        (
+            ["finetune", "demo-finetune", "--out", "{tmp}/run", "--data", "{tmp}/empty",
+             "--set", "train.validate_every=5"],
+            2,
+            "`--set train.validate_every=5` needs held-out data; give --valid, or leave it out",
+        ),
         (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
     ],
 )  # fmt: skip

@@ -118,10 +118,10 @@ def test_a_list_of_labels_gives_the_order(root: Path, tmp_path: Path) -> None:
         ("path\n\n\n,\n", {}, "must list clips below its header, found none"),
         (
             "path,label\ntalk.wav\n",
-            {},
+            {"label_column": "label"},
             r"line 2: a row must have 2 fields \(path, label\), found 1",
         ),
-        ("path,label\n,dog\n", {}, "line 2: `path` must be the path of a file, found ''"),
+        ("path,kind\n,dog\n", {}, "line 2: `path` must be the path of a file, found ''"),
         ("path\ns3://bucket/a.wav\n", {}, "line 2: `path` must be the path .* found 's3://"),
         ("path\ntalk.wav\na/1.wav\ntalk.wav\n", {}, "line 4: .* 'talk.wav' stands on line 2 too"),
         (
@@ -150,6 +150,20 @@ def test_a_broken_table_is_an_error_with_the_line(
         csv.scan(write(root, text), **options)
 
 
+@pytest.mark.parametrize("name", ["label", "labels", "Label", "category"])
+def test_a_column_of_labels_that_is_not_named_is_not_left_out_in_silence(
+    name: str, root: Path
+) -> None:
+    table = write(root, f"path;{name};fold\ntalk.wav;dog;1\n")
+    message = rf"clips.csv has a column '{name}': type `--label-column {name}` .*`--unlabelled` if"
+    with pytest.raises(ValueError, match=message):
+        csv.scan(table)
+    assert csv.scan(table, label_column=name).label_names == ("dog",)
+    assert csv.scan(table, label_column="fold").label_names == ("1",)
+    assert csv.scan(table, unlabelled=True).label_names == ()
+    assert csv.scan(table, split_column=name).splits == ("dog",)
+
+
 def test_wrong_options_are_errors(root: Path) -> None:
     table = write(root, "path,a,b\ntalk.wav,1,2\n")
     with pytest.raises(ValueError, match="`--end-column` and `--duration-column` exclude"):
@@ -160,4 +174,6 @@ def test_wrong_options_are_errors(root: Path) -> None:
         csv.scan(table, label_separator=";")
     with pytest.raises(ValueError, match="`--label-separator` must not be empty"):
         csv.scan(table, label_column="a", label_separator="")
+    with pytest.raises(ValueError, match="`--label-column` and `--unlabelled` exclude"):
+        csv.scan(table, label_column="a", unlabelled=True)
     assert len(by_key(csv.scan(table, label_column="a"))) == 1

@@ -7,6 +7,8 @@ finishes the run.
 """
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +36,10 @@ from melstream.tools.pretrain import pretrain
 from melstream.tools.recipe import PretrainRecipe, load_recipe
 
 CPU = torch.device("cpu")
+TESTS = Path(__file__).parent
 N_STEPS, KILL_AT, STOP_AT = 14, 7, 10
+NEVER = N_STEPS
+PATIENCE_S = 300  # a guard against a test that hangs
 SETS = [
     "model.overrides.n_layers=1",
     "data.batch_size=8",
@@ -51,25 +56,39 @@ SAME_LOSS = 2e-4
 
 @dataclass(frozen=True)
 class Story:
-    whole: Path
     broken: Path
     torchrun: subprocess.CompletedProcess[str]
     first_figures: dict[str, float]
 
 
 @pytest.fixture(scope="module")
-def story(built: Callable[[str], Dataset], tmp_path_factory: pytest.TempPathFactory) -> Story:
-    data, root = built("eval"), tmp_path_factory.mktemp("story")
-    recipe = load_recipe("demo-pretrain", PretrainRecipe, SETS)
-    quiet = Console(quiet=True)
-    pretrain(recipe, data.folder, root / "whole", device=CPU, console=quiet)
+def data(built: Callable[[str], Dataset]) -> Path:
+    return built("eval").folder
+
+
+@pytest.fixture(scope="module")
+def recipe() -> PretrainRecipe:
+    return load_recipe("demo-pretrain", PretrainRecipe, SETS)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, recipe: PretrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that nothing happens to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(recipe, data, out, device=CPU, console=Console(quiet=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def story(data: Path, recipe: PretrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    out, quiet = tmp_path_factory.mktemp("story") / "run", Console(quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 4)
-        first = pretrain(recipe, data.folder, root / "broken", device=CPU, console=quiet)
+        first = pretrain(recipe, data, out, device=CPU, console=quiet)
     assert (first.step, first.is_complete) == (4, False)
-    torchrun = run_torchrun(data.folder, root / "broken")
-    pretrain(recipe, data.folder, root / "broken", device=CPU, console=quiet, resume=True)
-    return Story(root / "whole", root / "broken", torchrun, first.figures)
+    torchrun = run_torchrun(data, out)
+    pretrain(recipe, data, out, device=CPU, console=quiet, resume=True)
+    return Story(out, torchrun, first.figures)
 
 
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -78,18 +97,17 @@ def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def run_torchrun(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    worker = Path(__file__).with_name("torchrun_worker.py")
-    launcher = ["-Im", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    worker = [TESTS / "torchrun_worker.py", KILL_AT, STOP_AT]
+    command = torchrun_command(*launcher, *worker, data=data, out=out)
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def torchrun_command(*words: object, data: Path, out: Path) -> list[str]:
     sets = [word for override in SETS for word in ("--set", override)]
-    return subprocess.run(
-        [
-            *(sys.executable, *launcher, "--max-restarts", "1", worker, str(KILL_AT), str(STOP_AT)),
-            *("pretrain", "demo-pretrain", "--data", data, "--out", out, "--device", "cpu"),
-            *("--resume", *sets),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    verb = ["pretrain", "demo-pretrain", "--data", data, "--out", out, "--device", "cpu"]
+    launcher = [sys.executable, "-Im", "torch.distributed.run"]
+    return [str(word) for word in (*launcher, *words, *verb, "--resume", *sets)]
 
 
 def entries(run: Path) -> list[dict[str, float]]:
@@ -111,21 +129,59 @@ def test_a_signal_to_one_process_stops_both_one_step_later(story: Story) -> None
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_train_on_the_same_batches(story: Story) -> None:
-    whole, broken = entries(story.whole), entries(story.broken)
-    assert [entry["step"] for entry in broken] == list(range(1, N_STEPS + 1))
+def test_one_and_two_processes_train_on_the_same_batches(story: Story, whole: Path) -> None:
+    assert_same_figures(story.broken, whole)
+
+
+def assert_same_figures(broken: Path, whole: Path) -> None:
+    assert [entry["step"] for entry in entries(broken)] == list(range(1, N_STEPS + 1))
     for name in ("loss", "accuracy", "masked_share", "grad_norm"):
-        found = [entry[name] for entry in broken]
-        np.testing.assert_allclose(found, [e[name] for e in whole], rtol=SAME_LOSS, err_msg=name)
+        found, expected = ([entry[name] for entry in entries(run)] for run in (broken, whole))
+        np.testing.assert_allclose(found, expected, rtol=SAME_LOSS, err_msg=name)
 
 
 @pytest.mark.slow
-def test_the_weights_are_those_of_one_process(story: Story) -> None:
+def test_the_weights_are_those_of_one_process(story: Story, whole: Path) -> None:
     name = f"checkpoints/step-{N_STEPS:06d}"
-    whole, broken = (load_checkpoint(run / name) for run in (story.whole, story.broken))
-    assert whole.meta["order"] == broken.meta["order"]
-    for key, value in whole.model_state.items():
+    expected, broken = (load_checkpoint(run / name) for run in (whole, story.broken))
+    assert expected.meta["order"] == broken.meta["order"]
+    for key, value in expected.model_state.items():
         torch.testing.assert_close(broken.model_state[key], value, rtol=0.02, atol=2e-4, msg=key)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_and_started_again_joins_in_from_the_last_checkpoint(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Two agents of torchrun on this machine, and all of the second one is killed."""
+    port, out = free_port(), tmp_path / "run"
+
+    def start(rank: int, kill_at: int) -> subprocess.Popen[bytes]:
+        where = ["--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", port]
+        launcher = ["--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 1, *where]
+        worker = [TESTS / "torchrun_machine.py", kill_at]
+        command = torchrun_command(*launcher, *worker, data=data, out=out)
+        with (tmp_path / f"said-{rank}.txt").open("ab") as said:
+            return subprocess.Popen(command, stdout=said, stderr=said)
+
+    machines = [start(0, NEVER), start(1, KILL_AT)]
+    try:
+        assert machines[1].wait(PATIENCE_S) == -signal.SIGKILL
+        machines.append(start(1, NEVER))
+        said = (tmp_path / "said-0.txt").read_text
+        assert [machine.wait(PATIENCE_S) for machine in machines[::2]] == [0, 0], said()
+    finally:
+        for machine in machines:
+            machine.terminate()  # its agent ends the worker
+            machine.wait()
+    assert f"resumed from {out}/checkpoints/step-{KILL_AT - 1:06d} at step {KILL_AT - 1}" in said()
+    assert_same_figures(out, whole)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +229,19 @@ def test_an_error_that_cannot_travel_becomes_one_that_can() -> None:
 def test_what_fails_in_the_main_process_fails_everywhere() -> None:
     with pytest.raises(MelstreamError, match="no"):
         World(CPU).on_main(fail)
+
+
+def test_what_fails_in_any_process_fails_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(found: list[Exception | None], own: Exception | None) -> None:
+        found[:] = [None, None, own, MelstreamError("yes")]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    with pytest.raises(MelstreamError, match="no"):
+        World(CPU, 2, 4).on_all(fail)
+    with pytest.raises(MelstreamError, match="yes"):
+        World(CPU, 2, 4).on_all(lambda: 7)
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, own: None)
+    assert World(CPU, 2, 4).on_all(lambda: 7) == 7
 
 
 def fail() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from melstream.tools.recipe import (
     PretrainRecipe,
+    is_overridden,
     load_recipe,
     packaged_recipes,
 )
@@ -31,6 +32,7 @@ def test_set_overrides_one_field() -> None:
         ("train.steps=0", "`train.steps`: input should be greater than or equal to 1"),
         ("train.steps", "`--set` takes section.field=value"),
         ("train.steps.more=1", "'steps' is a value, not a section"),
+        ("train.validate_every=5", "`train.validate_every` must be 0 in pre-training.*found 5"),
     ],
 )
 def test_a_wrong_override_is_explained(override: str, message: str) -> None:
@@ -64,3 +66,17 @@ def test_unknown_presets_and_fields_of_the_model_are_errors() -> None:
     recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.overrides.depth=2"])
     with pytest.raises(ValueError, match="unknown key `depth`"):
         recipe.model.encoder_config(64)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.validate_every=5", True),
+        (" train.validate_every = 5", True),
+        ("train={steps=9,validate_every=5}", True),
+        ("train.steps=9", False),
+        ("train.validate=5", False),
+    ],
+)
+def test_what_was_set_is_told_from_what_the_recipe_says(override: str, expected: bool) -> None:
+    assert is_overridden("train.validate_every", ["optim.lr=1", override]) == expected

@@ -5,10 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +19,6 @@ from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
-from melstream.tools import finetune as finetune_module
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
@@ -226,20 +222,6 @@ def test_evaluation_scores_every_clip_once_in_order(
         assert np.flatnonzero(found.labels[row]).tolist() == data.index.labels(row).tolist()
 
 
-def test_validation_keeps_the_best_checkpoint(
-    data: Dataset, tmp_path: Path, quiet: Console
-) -> None:
-    sets = [*SMALL, "train.steps=8", "train.validate_every=2", "train.keep_last=1"]
-    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
-    out = tmp_path / "fine"
-    finetune(recipe, data.folder, out, device=CPU, console=quiet, valid=data.folder)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    valid = {line["step"]: line["valid/accuracy"] for line in lines if "valid/accuracy" in line}
-    assert sorted(valid) == [2, 4, 6, 8]
-    best = max(valid, key=lambda step: (valid[step], -step))
-    assert (out / "checkpoints" / f"step-{best:06d}").is_dir()
-
-
 def test_single_label_training_refuses_clips_with_other_numbers_of_labels(
     tmp_path: Path, quiet: Console
 ) -> None:
@@ -279,44 +261,6 @@ def test_masks_cover_kaldi_features_whose_lowest_bands_never_move(
     assert min(dataset.manifest.band_std) < 1e-3
     result = run_pretrain(dataset, tmp_path / "run", quiet, "train.steps=3")
     assert np.isfinite(result.figures["loss"])
-
-
-def test_the_validated_best_becomes_the_model(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = iter([0.1, 0.9, 0.2, 0.3])
-    original = finetune_module.predict
-
-    def graded(*arguments: Any, **options: Any) -> Any:
-        predictions = original(*arguments, **options)
-        metrics = replace(predictions.metrics("single_label"), accuracy=next(scores))
-        return SimpleNamespace(metrics=lambda task: metrics)
-
-    monkeypatch.setattr(finetune_module, "predict", graded)
-    sets = [*SMALL, "train.steps=8", "train.validate_every=2", "train.keep_last=1"]
-    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
-    out = tmp_path / "fine"
-    finetune(recipe, data.folder, out, device=CPU, console=quiet, valid=data.folder)
-    best = load_checkpoint(out / "checkpoints" / "step-000004").model_state
-    tagger, _ = load_tagger(out)
-    for name, tensor in tagger.state_dict().items():
-        assert torch.equal(tensor, best[name]), name
-
-
-def test_a_validation_set_that_does_not_fit_is_refused_before_any_work(
-    data: Dataset, small_dataset: Dataset, tmp_path: Path, quiet: Console
-) -> None:
-    recipe = load_recipe("demo-finetune", FinetuneRecipe, SMALL)
-    with pytest.raises(DatasetError, match="must have labels among those of"):
-        finetune(
-            recipe,
-            data.folder,
-            tmp_path / "fine",
-            device=CPU,
-            console=quiet,
-            valid=small_dataset.folder,
-        )
-    assert not (tmp_path / "fine").exists()
 
 
 def test_a_log_torn_by_a_crash_does_not_stop_a_resume(

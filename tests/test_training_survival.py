@@ -2,33 +2,26 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from test_train_step import NoWaiting
 from test_training import CPU, SMALL, assert_same_run, losses, run_pretrain, weights
-from typer.testing import CliRunner
 
 from melstream.model import dropout
 from melstream.model.averaging import average_states
-from melstream.model.checkpoint import CheckpointError, load_checkpoint
+from melstream.model.checked_files import CheckpointError
+from melstream.model.checkpoint import load_checkpoint
 from melstream.model.objectives import wav2vec2
 from melstream.pipeline.batch import Batch
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError, MelstreamError
-from melstream.tools import evaluate as evaluate_module
 from melstream.tools import pretrain as pretrain_module
-from melstream.tools.cli import app
-from melstream.tools.distributed import World
-from melstream.tools.evaluate import Predictions, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.health import DeadRunError
 from melstream.tools.model_folder import load_encoder, load_tagger
@@ -155,18 +148,6 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "other").values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_exits_with_0(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    die_at(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
-    sets = [word for override in [*SMALL, "train.steps=5"] for word in ("--set", override)]
-    where = ["--data", str(data.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    result = CliRunner().invoke(app, ["pretrain", "demo-pretrain", *where, *sets])
-    assert result.exit_code == 0, result.output
-    assert "stopped at step 2, checkpoint written; --resume goes on" in result.output
-
-
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
@@ -181,6 +162,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(
     assert "resumed from" in said
     assert "at step 8" in said
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_checkpoint_that_was_being_replaced_is_the_one_a_run_goes_on_from(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    last = checkpoint(tmp_path / "run", 10)
+    last.rename(last.with_name(f".replaced-{last.name}"))  # killed between the two renames
+    run_pretrain(data, tmp_path / "run", quiet, resume=True)
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"resumed from {last} at step 10" in said
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_over_by_itself(
@@ -250,75 +242,6 @@ def test_a_dead_run_is_stopped_and_may_be_overruled(
     warn = [bound, "health.alarm=warn"]
     assert run_pretrain(data, tmp_path / "run", quiet, *warn, resume=True).is_complete
     assert "warning at step 10: the targets" in quiet.file.getvalue()  # type: ignore[attr-defined]
-
-
-def grade(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    """Let validations give these accuracies, one after the other."""
-    given, original = iter(scores), Predictions.metrics
-
-    def graded(self: Predictions, task: Any) -> Any:
-        metrics = original(self, task)
-        object.__setattr__(metrics, "accuracy", next(given))
-        return metrics
-
-    monkeypatch.setattr(Predictions, "metrics", graded)
-
-
-def test_training_stops_when_validation_gets_no_better(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = [*SMALL, "train.steps=20", "train.validate_every=2", "train.stop_after=2"]
-    grade(monkeypatch, 0.5, 0.6, 0.4, 0.6)
-    result = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True)
-    assert (result.step, result.is_complete) == (8, True)
-    best = load_checkpoint(checkpoint(tmp_path / "run", 4)).model_state
-    tagger, card = load_tagger(tmp_path / "run")
-    assert card.steps == 8
-    assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
-    again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
-    assert (again.step, again.is_complete) == (8, True)
-
-
-def test_a_run_that_died_while_it_validated_loses_nothing(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets = [*SMALL, "train.steps=8", "train.validate_every=4", "train.keep_last=9"]
-    run_finetune(data, tmp_path / "whole", quiet, *sets, valid=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Predictions, "metrics", lambda self, task: crash())
-        with pytest.raises(RuntimeError, match="killed"):
-            run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
-    assert checkpoint(tmp_path / "broken", 4).is_dir()
-    run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True, resume=True)
-    whole, broken = (
-        [
-            {name: line[name] for name in line if name.startswith(("step", "valid"))}
-            for line in lines
-        ]
-        for lines in map(entries, (tmp_path / "whole", tmp_path / "broken"))
-    )
-    assert whole == broken
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-
-
-def entries(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_processes_share_the_clips_of_a_validation(
-    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twenty-four clips: the first of two processes gets all, the second an empty batch."""
-    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3")
-    tagger, card = load_tagger(tmp_path / "run")
-    alone = predict(tagger, card, data)
-    monkeypatch.setattr(World, "gather", lambda world, values: values)
-    for batch_size in (32, 4):
-        monkeypatch.setattr(evaluate_module, "BATCH_SIZE", batch_size)
-        parts = [predict(tagger, card, data, world=World(CPU, rank, 2)) for rank in (0, 1)]
-        assert parts[0].keys + parts[1].keys == alone.keys
-        scores = np.concatenate([part.scores for part in parts])
-        np.testing.assert_allclose(scores, alone.scores, rtol=1e-4)
 
 
 def test_the_mean_of_the_last_checkpoints_becomes_the_model(

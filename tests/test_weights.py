@@ -1,12 +1,15 @@
 """Weights are AST's, expected counts have the mean 1, and rounding keeps the expectation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_sample, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from melstream.pipeline.order import OrderConfig, TrainingOrder
 from melstream.pipeline.weights import (
     WeightConfig,
     class_counts,
@@ -15,7 +18,9 @@ from melstream.pipeline.weights import (
     expected_counts,
     sample_weights,
 )
-from melstream.shards.index import Index
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import DatasetError
+from melstream.shards.index import COLUMNS, Index, write_index
 
 FIXED_STEP = 2.0**-32  # expected counts are multiples of it
 LABELS = st.lists(st.lists(st.integers(0, 6), max_size=4, unique=True), min_size=1, max_size=60)
@@ -68,6 +73,28 @@ def test_only_the_rows_that_take_part_are_counted() -> None:
     assert class_counts(index).tolist() == [2, 2, 1]
     config = WeightConfig()
     assert sample_weights(index, config, rows).tolist() == sample_weights(part, config).tolist()
+
+
+def test_a_label_that_the_manifest_does_not_name_is_an_error_that_names_the_sample(
+    small_dataset: Dataset,
+) -> None:
+    """It would take 16 GB to count up to this one."""
+    columns = {name: np.array(small_dataset.index.column(name)) for name in COLUMNS}
+    columns["label_ids"][7] = 2**31 - 1
+    write_index(small_dataset.storage, Index(columns))
+    index = open_dataset(small_dataset.folder).index
+    expected = "labels of the manifest, found 2147483647 in sample 'clip-0007'; copy it again"
+    with pytest.raises(DatasetError, match=expected):
+        class_counts(index)
+    config = OrderConfig(global_batch_size=4, weights=WeightConfig())
+    with pytest.raises(DatasetError, match=expected):
+        TrainingOrder(index, "f" * 32, config)
+
+
+def test_every_label_of_the_manifest_is_counted(tmp_path: Path) -> None:
+    samples = [make_sample(n, label_ids=(1,)) for n in range(3)]
+    dataset = write_dataset(tmp_path / "set", [samples], n_classes=4)
+    assert class_counts(dataset.index).tolist() == [0, 3, 0, 0]
 
 
 def test_a_set_without_labels_is_refused() -> None:

@@ -18,6 +18,7 @@ from .cli_options import (
     choose_device,
     err_console,
     out_console,
+    resumable,
     silent_console,
 )
 
@@ -97,7 +98,7 @@ def finetune(
     Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
     runs/pretrain --out runs/esc50`
     """
-    from .recipe import FinetuneRecipe, load_recipe
+    from .recipe import FinetuneRecipe, is_overridden, load_recipe
 
     config = load_recipe(recipe, FinetuneRecipe, overrides or ())
     if print_config:
@@ -105,6 +106,12 @@ def finetune(
         return
     if folds and valid is not None:
         raise ValueError("`--folds` takes the held-out clips from --data; leave --valid out")
+    every = config.train.validate_every
+    if every and not (folds or valid) and is_overridden("train.validate_every", overrides or ()):
+        raise ValueError(
+            f"`--set train.validate_every={every}` needs held-out data; give --valid, or leave it "
+            "out"
+        )
     from .finetune import finetune as run
     from .folds import finetune_folds
 
@@ -127,7 +134,8 @@ def _world(device: str) -> "Iterator[tuple[World, Console]]":
     """Join the other processes; only the main one has a console that shows something."""
     from .distributed import join_world
 
-    with join_world(choose_device(device)) as world:
+    resume = resumable("--resume goes on from the last checkpoint")
+    with resume, join_world(choose_device(device)) as world:
         yield world, err_console if world.is_main else silent_console
 
 

@@ -4,6 +4,11 @@
 is one. Tensors on a GPU travel by NCCL, those on the CPU by gloo.
 
     torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream pretrain … --resume
+
+On several machines each one's torchrun has ``--nnodes 2 --node-rank 0 --master-addr HOST``, too.
+When one is lost, the processes of the others fail, are started anew and wait for it; started
+again, it joins in. (``--rdzv-backend c10d`` works as well, but torch 2.11 tells an agent that
+comes late no address unless all have ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``.)
 """
 
 import os
@@ -55,7 +60,7 @@ class World:
         """Let the main process do something, and give its result to all.
 
         Args:
-            work: what to do; its result must survive pickling.
+            work: what to do; its result travels pickled, so it has to be small.
 
         Raises:
             MelstreamError: whatever ``work`` raises, in every process.
@@ -72,6 +77,29 @@ class World:
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
+
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Do something in every process, and go on only if all of them could.
+
+        Args:
+            work: what to do; its result stays in the process.
+
+        Raises:
+            MelstreamError: what ``work`` raises in the first process that fails, in every one.
+        """
+        if self.size == 1:
+            return work()
+        done, problem = None, None
+        try:
+            done = work()
+        except Exception as error:  # it is raised below, in every process
+            problem = _picklable(error)
+        problems: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise found
+        return done  # type: ignore[return-value]
 
     def mean(self, values: Tensor) -> Tensor:
         """Average a tensor over the processes, in place."""

@@ -20,10 +20,10 @@ from ..pipeline.batch import Batch
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from .distributed import World
-from .evaluate import predict
-from .model_folder import ModelCard, load_encoder, require_features
+from .evaluate import predict, write_report
+from .model_folder import ModelCard, load_encoder, load_tagger, require_features
 from .recipe import FinetuneRecipe
-from .run_folder import HEADLINE
+from .run_folder import HEADLINE, VALIDATION_NAME
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
@@ -73,7 +73,8 @@ def finetune(
         console: where progress is shown.
         encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
         valid: data set to validate on every ``train.validate_every`` steps and at the end;
-            the weights that did best there become the model. None: the last weights do.
+            the weights that did best there become the model, whose results on it, class by
+            class, are written to ``out/evaluation-valid.json``. None: the last weights do.
         part: learn from a part of ``data`` only and validate on another; see ``folds``.
         resume: go on from the last checkpoint in ``out``.
         world: this process among those of the run; None: it is the only one.
@@ -86,7 +87,7 @@ def finetune(
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
-    held_out = dataset if part is not None else _held_out(recipe, dataset, valid)
+    held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
     tagger, card = _build(recipe, dataset, encoder_path)
     tagger.to(world.device)
     order, _, loader = training_batches(
@@ -101,14 +102,19 @@ def finetune(
         order, loader, recipe=recipe, folder=out, config=config, console=console, world=world,
     )  # fmt: skip
     result = trainer.run("fine-tuning", resume=resume)
-    if result.is_complete and world.is_main:
+    if result.is_complete:
         card = card.model_copy(update={"steps": result.step})
-        finish_run(out, trainer.final_weights(), card)
+        finish_run(
+            out, trainer.final_weights, card, world=world,
+            measure=lambda: _write_evaluation(out, held_out, rows, world),
+        )  # fmt: skip
     return result
 
 
-def _held_out(recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None) -> Dataset | None:
-    """Open the data set to validate on, if there is one."""
+def _held_out(
+    recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None, console: Console
+) -> Dataset | None:
+    """Open the data set to validate on; say so where the recipe wants one and there is none."""
     if valid is not None:
         held_out = open_dataset(valid)
         _require_same_labels(held_out, dataset)
@@ -117,6 +123,13 @@ def _held_out(recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None
         raise ValueError(
             f"`train.stop_after` ({recipe.train.stop_after}) needs held-out data; give --valid, or "
             "--set train.stop_after=0"
+        )
+    if recipe.train.validate_every:
+        console.print(
+            f"no --valid: the recipe would validate every {recipe.train.validate_every} steps, now "
+            "the last weights become the model",
+            highlight=False,
+            soft_wrap=True,
         )
     return None
 
@@ -157,6 +170,18 @@ def _validation(
         return predictions.metrics(tagger.config.task).summary()
 
     return validate
+
+
+def _write_evaluation(
+    run: Path, held_out: Dataset | None, rows: npt.NDArray[np.int64] | None, world: World
+) -> None:
+    """Measure the finished model on the held-out clips, each class alone."""
+    if held_out is None:
+        return
+    tagger, card = world.on_all(lambda: load_tagger(run))
+    predictions = predict(tagger.to(world.device), card, held_out, rows=rows, world=world)
+    if world.is_main:
+        write_report(run / VALIDATION_NAME, predictions.metrics(tagger.config.task), card)
 
 
 def _learner(

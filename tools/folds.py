@@ -6,6 +6,7 @@ The folds are the splits of the data set, as the corpus gave them (ESC-50 has fi
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..model.metrics import TaggingMetrics
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
 from .distributed import World
-from .evaluate import predict
 from .finetune import Part, finetune
-from .model_folder import load_tagger
 from .recipe import FinetuneRecipe
+from .run_folder import VALIDATION_NAME
 
 SUMMARY_NAME = "folds.json"
 FIGURES = ("accuracy", "balanced_accuracy", "mAP", "mAUC")  # those whose mean over folds tells
@@ -53,8 +52,8 @@ def finetune_folds(
 ) -> list[FoldResult] | None:
     """Fine-tune once per fold and evaluate each model on the fold it has not seen.
 
-    The held-out fold chooses nothing: it is measured once, at the end, unless the recipe asks
-    for validation. A run that was stopped goes on with ``resume``; folds that are done stay.
+    The held-out fold chooses nothing, unless the recipe asks for validation. A run that was
+    stopped goes on with ``resume``; folds that are done stay.
 
     Args:
         recipe: of every fold.
@@ -87,14 +86,12 @@ def finetune_folds(
             console=console,
             encoder_path=encoder_path,
             part=part,
-            resume=resume and run.exists(),
+            resume=resume and world.on_main(run.exists),
             world=world,
         )
         if not result.is_complete:
             return None
-        summary = _measure(run, dataset, part, world).summary()
-        figures = {name: summary[name] for name in FIGURES if name in summary}
-        results.append(FoldResult(part.name, figures))
+        results.append(FoldResult(part.name, world.on_main(partial(_figures, run))))
     if world.is_main:
         write_bytes(out / SUMMARY_NAME, (json.dumps(summarise(results), indent=1) + "\n").encode())
     return results
@@ -137,8 +134,7 @@ def _parts(dataset: Dataset) -> Iterator[Part]:
         yield Part(name, train=train, held_out=np.flatnonzero(split == number))
 
 
-def _measure(run: Path, dataset: Dataset, part: Part, world: World) -> TaggingMetrics:
-    """Evaluate the finished model of one fold; it is read from disk by the main process."""
-    tagger, card = world.on_main(lambda: load_tagger(run))
-    predictions = predict(tagger.to(world.device), card, dataset, rows=part.held_out, world=world)
-    return predictions.metrics(tagger.config.task)
+def _figures(run: Path) -> dict[str, float]:
+    """Read what the finished model of one fold was found to do on it."""
+    found = json.loads((run / VALIDATION_NAME).read_bytes())
+    return {name: found[name] for name in FIGURES if name in found}

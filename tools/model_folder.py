@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..model.checkpoint import load_model_file, save_model
 from ..model.encoder import AudioEncoder, EncoderConfig
+from ..model.model_file import load_model_file, save_model
 from ..model.tagger import Tagger, TaggerConfig
 from ..shards.errors import DatasetError
 from ..shards.manifest import Manifest

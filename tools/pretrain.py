@@ -86,9 +86,9 @@ def pretrain(
         world=world,
     )
     result = trainer.run("pre-training", resume=resume)
-    if result.is_complete and world.is_main:
+    if result.is_complete:
         card = _card(recipe, encoder_config, datasets, result.step)
-        finish_run(out, _encoder_part(trainer.final_weights()), card)
+        finish_run(out, lambda: _encoder_part(trainer.final_weights()), card, world=world)
     return result
 
 

@@ -131,7 +131,11 @@ class TrainConfig(_Section):
         default=20, ge=0, description="steps skipped for NaN or inf before the run stops"
     )
     log_every: int = Field(default=10, ge=1, description="steps between log entries")
-    validate_every: int = Field(default=0, ge=0, description="steps; 0 = at the end only")
+    validate_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps; 0 = at the end only; fine-tuning with held-out data only",
+    )
     checkpoint_every: int = Field(default=500, ge=1, description="steps")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best")
     wandb_project: str = Field(
@@ -183,12 +187,13 @@ class PretrainRecipe(Recipe):
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
-    def _stops_by_no_validation(self) -> Self:
-        if self.train.stop_after:
-            raise ValueError(
-                "`train.stop_after` must be 0 in pre-training, which validates on nothing, found "
-                f"{self.train.stop_after}"
-            )
+    def _validates_on_nothing(self) -> Self:
+        for name in ("stop_after", "validate_every"):
+            if found := getattr(self.train, name):
+                raise ValueError(
+                    f"`train.{name}` must be 0 in pre-training, which validates on nothing, found "
+                    f"{found}"
+                )
         return self
 
 
@@ -267,6 +272,16 @@ def load_recipe(name: str, schema: type[RecipeT], overrides: Sequence[str] = ())
     for override in overrides:
         _apply(content, override)
     return _validate(schema, content, where=f"recipe {name}")
+
+
+def is_overridden(field: str, overrides: Sequence[str]) -> bool:
+    """Say whether one of the ``--set`` overrides gives this field, or the section it is in.
+
+    >>> is_overridden("train.seed", ["train.seed = 3"]), is_overridden("train.seed", ["train.s=3"])
+    (True, False)
+    """
+    paths = (override.partition("=")[0].strip() for override in overrides)
+    return any(f"{field}.".startswith(f"{path}.") for path in paths)
 
 
 def _recipe_text(name: str) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from ..model.atomic_folder import clear_leftovers
 from ..model.averaging import average_states
+from ..model.checked_files import CheckpointError, DamagedCheckpointError
 from ..model.checkpoint import (
     Checkpoint,
-    DamagedCheckpointError,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -25,7 +26,8 @@ from ..model.checkpoint import (
     set_aside,
 )
 from ..shards.errors import DatasetError, MelstreamError
-from .run_folder import CHECKPOINTS_NAME, differences
+from .distributed import World
+from .run_folder import CHECKPOINTS_NAME, differences, not_shared
 from .train_step import Updater
 
 
@@ -110,6 +112,7 @@ class RunCheckpoints:
             CheckpointError: none is whole, or it is of another format version.
             DatasetError: it is of another run.
         """
+        clear_leftovers(self._root)  # one that was being replaced when the run died is put back
         while (path := latest_checkpoint(self._root)) is not None:
             try:
                 checkpoint = load_checkpoint(path)
@@ -119,6 +122,24 @@ class RunCheckpoints:
             self._require_same_run(checkpoint)
             return checkpoint
         return None
+
+    def shared_last(self, world: World) -> Checkpoint | None:
+        """Return the checkpoint that all processes go on from: the main one chooses, each reads.
+
+        Only the name travels; the files are read from a folder that all machines share.
+
+        Raises:
+            CheckpointError, DatasetError: as ``last``, in every process; or one of them cannot
+                read what the main one has chosen.
+        """
+        own: list[Checkpoint | None] = []
+
+        def choose() -> str | None:
+            own.append(self.last())
+            return None if own[0] is None else own[0].path.name
+
+        name = world.on_main(choose)
+        return world.on_all(lambda: own[0] if own else self._read_chosen(name, world.rank))
 
     def average_last(self, n: int) -> dict[str, Tensor]:
         """Average the weights of the last checkpoints, the moving average where there is one."""
@@ -144,6 +165,15 @@ class RunCheckpoints:
             highlight=False,
             markup=False,
         )
+
+    def _read_chosen(self, name: str | None, rank: int) -> Checkpoint | None:
+        """Read what the main process has found whole."""
+        if name is None:
+            return None
+        try:
+            return load_checkpoint(self._root / name)
+        except CheckpointError as error:
+            raise not_shared(f"the main process's checkpoint ({error.reason})", rank) from error
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
         changed = differences(checkpoint.meta.get("run", {}), self._config)

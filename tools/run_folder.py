@@ -6,10 +6,13 @@ tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
 model/             the final model
 report.html        curves and figures, once the run is complete
-evaluation*.json   what `melstream evaluate RUN --out RUN/evaluation.json` found
+evaluation-valid.json, other evaluation*.json
+                   results per class of the final model: on the validation set or the fold that
+                   was held out, and what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model"
 REPORT_NAME = "report.html"
 EVALUATIONS_GLOB = "evaluation*.json"
+VALIDATION_NAME = "evaluation-valid.json"
 
 HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 """The figure on held-out data by which the best step is chosen, by the tagger's task."""
@@ -74,6 +78,25 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def require_shared(folder: Path, rank: int) -> None:
+    """Refuse a run folder that this process does not share with the main one, which made it.
+
+    Raises:
+        DatasetError: it is on another machine's disk.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise not_shared(f"{path}, which the main process has just written", rank)
+
+
+def not_shared(what: str, rank: int) -> DatasetError:
+    """Return the error of a process that cannot see a file of its run."""
+    return DatasetError(
+        f"process {rank} on {platform.node()} cannot read {what}; --out must be a folder "
+        "that all machines share"
+    )
 
 
 def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:

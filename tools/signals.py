@@ -1,25 +1,40 @@
-"""SIGTERM and SIGINT ask a run to stop; it writes a checkpoint first."""
+"""SIGTERM and Ctrl-C ask a run to stop; it writes a checkpoint first, unless asked twice.
+
+A second Ctrl-C stops at once: whoever presses it again sits there and waits. A second SIGTERM
+changes nothing: schedulers repeat theirs, and mean the same.
+"""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them.
+def catch_signals(say: Callable[[str], object]) -> Iterator[list[int]]:
+    """Collect SIGTERM and the first SIGINT instead of dying of them.
+
+    Args:
+        say: takes the line that answers the first SIGINT.
 
     Yields:
         The numbers of the signals received so far; empty while nobody asked to stop.
+
+    Raises:
+        KeyboardInterrupt: at the second SIGINT, unless somebody outside handles it otherwise.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+            say("stopping after this step, with a checkpoint; Ctrl-C again stops without")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        for number in before:
+            signal.signal(number, note)
         yield received
     finally:
         for number, handler in before.items():

@@ -10,7 +10,7 @@ the optimiser and the state of the order.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from .live_view import View, live_view
 from .model_folder import ModelCard, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
-from .run_folder import MODEL_NAME, REPORT_NAME, claim_run
+from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, require_shared
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -52,18 +52,28 @@ class Result:
     wall_s: float
 
 
-def finish_run(folder: Path, state: dict[str, Tensor], card: ModelCard) -> None:
+def finish_run(
+    folder: Path,
+    weights: Callable[[], dict[str, Tensor]],
+    card: ModelCard,
+    *,
+    world: World,
+    measure: Callable[[], object] = lambda: None,
+) -> None:
     """Write what a finished run leaves beside its log and checkpoints: its model, and a page.
 
     Args:
         folder: of the run.
-        state: weights of the model.
+        weights: gives those of the model, in the main process.
         card: what belongs to them.
+        world: this process among those of the run; each of them has to call.
+        measure: called by each when the model is written, and before the page is.
     """
     from .run_report import write_run_report  # plotly takes half a second to import
 
-    write_model(folder / MODEL_NAME, state, card)
-    write_run_report(folder, folder / REPORT_NAME)
+    world.on_main(lambda: write_model(folder / MODEL_NAME, weights(), card))
+    measure()
+    world.on_main(lambda: write_run_report(folder, folder / REPORT_NAME))
 
 
 class Trainer:
@@ -111,14 +121,17 @@ class Trainer:
                 torchrun started anew.
 
         Raises:
-            DatasetError: the folder holds another run, or any run without ``resume``.
+            DatasetError: the folder holds another run, any run without ``resume``, or is not the
+                same one for all processes.
             MelstreamError: more steps than allowed had no finite gradient.
             DeadRunError: the run learns nothing any more.
             CheckpointError: no checkpoint can be used, or none can be written.
+            KeyboardInterrupt: Ctrl-C came twice; no checkpoint was written for it.
         """
         start = time.monotonic()
         resume = resume or self._world.n_restarts > 0
         self._world.on_main(lambda: claim_run(self._folder, self._config, resume=resume))
+        self._world.on_all(lambda: require_shared(self._folder, self._world.rank))
         if resume:
             self._restore()
         log = RunLog(
@@ -130,7 +143,7 @@ class Trainer:
         )
         with (
             live_view(title, self._train.steps, self._console) as view,
-            catch_signals() as received,
+            catch_signals(self._say) as received,
             closing(log),
         ):
             self._loop(log, view, received)
@@ -222,6 +235,9 @@ class Trainer:
             f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
         )
 
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False)
+
     def _validate_and_save(self, log: RunLog, view: View) -> bool:
         """Validate if it is due, and save what it changed; say whether that was so."""
         is_due = self._is_due(self._train.validate_every)
@@ -247,7 +263,7 @@ class Trainer:
             )
 
     def _restore(self) -> None:
-        checkpoint = self._world.on_main(self._checkpoints.last)
+        checkpoint = self._checkpoints.shared_last(self._world)
         if checkpoint is None:
             return
         self._at = Progress(**checkpoint.meta["progress"])

@@ -47,41 +47,48 @@ EXAMPLE = (
 _KEY = re.compile(r"[A-Za-z0-9_-]{11}(_[0-9]+)?")
 
 
+_Source = Annotated[
+    Path, typer.Argument(help="Folder with the downloaded files.", metavar="SOURCE")
+]
+_Segments = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="An official list of clips, such as balanced_train_segments.csv; can be repeated.",
+        metavar="CSV",
+    ),
+]
+_Strong = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="An official list of strong labels, such as audioset_train_strong.tsv, beside "
+        "or instead of --segments; can be repeated.",
+        metavar="TSV",
+    ),
+]
+_ClassLabels = Annotated[
+    list[Path],
+    typer.Option(
+        help="The official list of classes: class_labels_indices.csv, for --strong "
+        "mid_to_display_name.tsv; can be repeated.",
+        metavar="FILE",
+    ),
+]
+_WholeVideos = Annotated[
+    bool,
+    typer.Option(
+        "--whole-videos",
+        help="Files without times in their name hold the whole video: cut the clip out.",
+    ),
+]
+
+
 def scan(
-    source: Annotated[
-        Path, typer.Argument(help="Folder with the downloaded files.", metavar="SOURCE")
-    ],
+    source: _Source,
     *,
-    segments: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="An official list of clips, such as balanced_train_segments.csv; can be repeated.",
-            metavar="CSV",
-        ),
-    ] = None,
-    strong: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="An official list of strong labels, such as audioset_train_strong.tsv, beside "
-            "or instead of --segments; can be repeated.",
-            metavar="TSV",
-        ),
-    ] = None,
-    class_labels: Annotated[
-        list[Path],
-        typer.Option(
-            help="The official list of classes: class_labels_indices.csv, for --strong "
-            "mid_to_display_name.tsv; can be repeated.",
-            metavar="FILE",
-        ),
-    ],
-    whole_videos: Annotated[
-        bool,
-        typer.Option(
-            "--whole-videos",
-            help="Files without times in their name hold the whole video: cut the clip out.",
-        ),
-    ] = False,
+    segments: _Segments = None,
+    strong: _Strong = None,
+    class_labels: _ClassLabels,
+    whole_videos: _WholeVideos = False,
 ) -> Listing:
     """Match downloaded files with the official lists of clips.
 
@@ -117,13 +124,7 @@ def scan(
     counts = _match_files(source, lists, whole_videos=whole_videos)
     n_used = _n_files(lists)
     if not n_used:
-        raise ValueError(
-            f"none of the {counts.total()} audio files under {source} is a clip of "
-            f"{', '.join(map(str, [*(segments or ()), *(strong or ())]))}: "
-            f"{counts['unlisted']} have an id that is not listed or a name other than <ytid>, "
-            "Y<ytid>, <ytid>_<start>, <ytid>_<start>_<end> or <title> [<ytid>], "
-            f"{counts['mistimed']} other times"
-        )
+        raise _nothing_found(source, counts, [*(segments or ()), *(strong or ())])
     return Listing(
         root=source,
         clips=tuple(lists.clips[key] for key in sorted(lists.clips)),
@@ -133,6 +134,16 @@ def scan(
         n_unlisted=counts["unlisted"],
         n_duplicates=counts["listed"] - n_used,
         n_mistimed=counts["mistimed"],
+    )
+
+
+def _nothing_found(source: Path, counts: Counter[str], lists: Sequence[Path]) -> ValueError:
+    return ValueError(
+        f"none of the {counts.total()} audio files under {source} is a clip of "
+        f"{', '.join(map(str, lists))}: "
+        f"{counts['unlisted']} have an id that is not listed or a name other than <ytid>, "
+        "Y<ytid>, <ytid>_<start>, <ytid>_<start>_<end> or <title> [<ytid>], "
+        f"{counts['mistimed']} other times"
     )
 
 

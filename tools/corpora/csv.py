@@ -7,6 +7,7 @@ Origin: your disk.
 Layout: SOURCE is a table with a header, its columns separated by commas, tabs or semicolons.
     One row per clip: the path of its file and, as you name the columns, its labels, its start
     and end in the file, its split, its id. Paths start from the table's folder or ``--root``.
+    A column called ``label`` or the like has to be named, or left aside by ``--unlabelled``.
 Papers: none.
 """
 
@@ -40,7 +41,8 @@ EXAMPLE = (
 )
 
 DELIMITERS = (",", "\t", ";")
-
+LABEL_NAMES = {"label", "labels", "class", "classes", "category", "categories", "tag", "tags"}
+"""Columns that nobody leaves out on purpose without saying so, in lower case."""
 
 _Source = Annotated[
     Path, typer.Argument(help="Table with one row per clip and a header.", metavar="SOURCE")
@@ -55,6 +57,7 @@ _PathColumn = Annotated[str, typer.Option(help="Column with the path of the file
 _LabelColumn = Annotated[
     str | None, typer.Option(help="Column with the label or labels.", metavar="NAME")
 ]
+_Unlabelled = Annotated[bool, typer.Option("--unlabelled", help="Leave a column of labels aside.")]
 _StartColumn = Annotated[
     str | None,
     typer.Option(help="Column with the clip's start in its file, in seconds.", metavar="NAME"),
@@ -120,6 +123,7 @@ def scan(
     root: _Root = None,
     path_column: _PathColumn = "path",
     label_column: _LabelColumn = None,
+    unlabelled: _Unlabelled = False,
     label_separator: LabelSeparator = None,
     labels: LabelsFile = None,
     start_column: _StartColumn = None,
@@ -139,6 +143,7 @@ def scan(
         root: the folder that relative paths start from.
         path_column, label_column, start_column, end_column, duration_column, split_column,
             id_column: names in the header.
+        unlabelled: no clip has a label, although a column is called ``label`` or the like.
         label_separator: between the labels of one field.
         labels: text file with one class name per line; a label that it does not name is an
             error.
@@ -148,8 +153,9 @@ def scan(
         order in which they appear.
 
     Raises:
-        ValueError: no such table or column, a broken row, a clip stands twice, a label that is
-            not in ``labels``, or no file is there.
+        ValueError: no such table or column, a column that seems to hold labels and is not named,
+            a broken row, a clip stands twice, a label that is not in ``labels``, or no file is
+            there.
     """
     columns = _Columns(
         path_column,
@@ -161,13 +167,9 @@ def scan(
         id_column,
     )
     _require_options(source, columns, label_separator, labels)
+    _require_named_labels(source, columns, unlabelled=unlabelled)
     known = None if labels is None else read_labels(labels)
-    rows = []
-    for row in _read_rows(source, columns, label_separator):
-        if known is not None:
-            with at_line(source, row.line):
-                require_known(row.labels, known, str(labels))
-        rows.append(row)
+    rows = list(_read_rows(source, columns, label_separator, known, str(labels)))
     label_names = known or tuple(sorted({label for row in rows for label in row.labels}))
     splits = tuple(dict.fromkeys(row.split for row in rows if row.split))
     root = source.parent if root is None else root
@@ -193,6 +195,22 @@ def _require_options(
     require_separator(label_separator)
 
 
+def _require_named_labels(source: Path, columns: _Columns, *, unlabelled: bool) -> None:
+    """Refuse to guess whether a column of labels counts."""
+    if columns.label is not None and unlabelled:
+        raise ValueError("`--label-column` and `--unlabelled` exclude each other; leave one out")
+    if columns.label is not None or unlabelled:
+        return
+    header = _read_header(source, _find_delimiter(source, columns.path))
+    others = [name for name in header if name not in columns.named()]
+    found = next((name for name in others if name.lower() in LABEL_NAMES), None)
+    if columns.path in header and found is not None:
+        raise ValueError(
+            f"{source} has a column {found!r}: type `--label-column {found}` if it holds the "
+            "labels, `--unlabelled` if the clips shall have none"
+        )
+
+
 def _require_a_file(clips: tuple[Clip, ...], source: Path, first: Path) -> None:
     if not any(clip.path for clip in clips):
         raise ValueError(
@@ -201,8 +219,14 @@ def _require_a_file(clips: tuple[Clip, ...], source: Path, first: Path) -> None:
         )
 
 
-def _read_rows(source: Path, columns: _Columns, label_separator: str | None) -> Iterator[_Row]:
-    """Read the rows, none of a clip that was there before."""
+def _read_rows(
+    source: Path,
+    columns: _Columns,
+    label_separator: str | None,
+    known: tuple[str, ...] | None,
+    list_name: str,
+) -> Iterator[_Row]:
+    """Read the rows, none of a clip that was there before, labels only of those that are known."""
     first_lines: dict[object, int] = {}
     delimiter = _find_delimiter(source, columns.path)
     # A path that is not UTF-8 must still lead to its file.
@@ -210,6 +234,8 @@ def _read_rows(source: Path, columns: _Columns, label_separator: str | None) -> 
     for line, fields in table:
         with at_line(source, line):
             row = _parse_row(line, fields, columns, label_separator)
+            if known is not None:
+                require_known(row.labels, known, list_name)
             identity = (row.path, row.offset_s, row.duration_s) if row.id is None else row.id
             first = first_lines.setdefault(identity, line)
             if first != line:
@@ -225,10 +251,15 @@ def _find_delimiter(source: Path, path_column: str) -> str:
     """Choose the delimiter that gives the path's column, or else the most columns."""
 
     def fit(delimiter: str) -> tuple[bool, int]:
-        _, header = next(read_rows(source, delimiter=delimiter), (1, []))
+        header = _read_header(source, delimiter)
         return path_column in header, len(header)
 
     return max(DELIMITERS, key=fit)
+
+
+def _read_header(source: Path, delimiter: str) -> list[str]:
+    _, header = next(read_rows(source, delimiter=delimiter), (1, []))
+    return header
 
 
 def _parse_row(
