@@ -16,6 +16,7 @@ from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 
 # Stores keep objects in blocks of 4 or 8 MiB: what begins with one touches fewer of them.
+# SeaweedFS, MB/s of batches: pieces of 4 MiB 524, of 4.6 MiB 503, of 8 MiB 600.
 PIECE_BYTES = 8 * 2**20  # under it the time to the first byte counts, on S3 tens of ms
 SMALL_PIECE_BYTES = 4 * 2**20
 PIECES_PER_DATASET = 640  # 64 streams fetch at most 64 pieces more: a tenth, or 256 MiB
