@@ -267,15 +267,13 @@ class Fetcher:
 
     def _find_victim(self, for_holder: bool) -> Slot | None:
         """Return the piece to drop: one that no coming step needs, else the one needed last."""
-        idle = [slot for slot in self._slots.values() if slot.is_idle]
-        if self._plan is None or not idle:
-            return idle[0] if idle else None
-        coming = self._plan.coming
-        free = next((slot for slot in idle if not coming[slot.number]), None)
-        if free is not None or not for_holder:
+        plan, slots = self._plan, self._slots.values()
+        free = next((s for s in slots if s.is_idle and not (plan and plan.coming[s.number])), None)
+        if plan is None or free is not None or not for_holder:
             return free
-        place = self._plan.first_uses()
-        return max(idle, key=lambda slot: place[slot.number])
+        place = plan.first_uses()
+        idle = (slot for slot in slots if slot.is_idle)
+        return max(idle, key=lambda slot: place[slot.number], default=None)
 
     def _drop(self, slot: Slot) -> None:
         self._started_bytes -= self._size(slot)

@@ -296,17 +296,17 @@ class Loader:
         """Return the multi-hot labels, float32, shape (B, n_classes)."""
         if not self.label_names:
             return None
-        labels = torch.zeros((len(step.rows), len(self.label_names)))
+        # Not `torch.zeros`, which wakes all of OpenMP's threads for it.
+        labels = np.zeros((len(step.rows), len(self.label_names)), np.float32)
         for part in step.parts:
             index, label_map = self._datasets[part.number].index, self._label_maps[part.number]
             csr = index.label_indptr, index.label_ids
-            fill_labels(part.rows, part.places, *csr, label_map, labels.numpy())
-        return labels
+            fill_labels(part.rows, part.places, *csr, label_map, labels)
+        return torch.from_numpy(labels)
 
     def _key_names(self, step: "_Step") -> tuple[str, ...]:
         keys = step.join(lambda part: self._keys[part.number][part.rows], np.bytes_)
-        pairs = zip(step.rows.tolist(), keys.tolist(), strict=True)
-        return tuple(key.decode("ascii") if row >= 0 else "" for row, key in pairs)
+        return tuple(np.where(step.rows >= 0, keys, b"").astype(np.str_).tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 
-MIN_PIECE_BYTES = 4 * 2**20  # measured, SeaweedFS: of 1.5 MiB, half as fast
-MAX_PIECE_BYTES = 8 * 2**20  # under it the time to the first byte counts, on S3 tens of ms
+# Stores keep objects in blocks of 4 or 8 MiB: what begins with one touches fewer of them.
+# SeaweedFS, MB/s of batches: pieces of 4 MiB 524, of 4.6 MiB 503, of 8 MiB 600.
+PIECE_BYTES = 8 * 2**20  # under it the time to the first byte counts, on S3 tens of ms
+SMALL_PIECE_BYTES = 4 * 2**20
 PIECES_PER_DATASET = 640  # 64 streams fetch at most 64 pieces more: a tenth, or 256 MiB
 
 Sizes = npt.NDArray[np.int64]
@@ -52,7 +54,8 @@ def default_piece_bytes(total_bytes: int) -> int:
     >>> default_piece_bytes(256 * 2**30), default_piece_bytes(10**9)
     (8388608, 4194304)
     """
-    return min(max(total_bytes // PIECES_PER_DATASET, MIN_PIECE_BYTES), MAX_PIECE_BYTES)
+    is_large = total_bytes >= PIECES_PER_DATASET * PIECE_BYTES
+    return PIECE_BYTES if is_large else SMALL_PIECE_BYTES
 
 
 def cut_pieces(dataset: Dataset, piece_bytes: int | None) -> Pieces:

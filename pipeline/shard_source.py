@@ -302,10 +302,12 @@ def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> Payload:
 def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: Payload) -> int | None:
     """Return the first row of a piece whose payload has not the hash of the index."""
     index, view = dataset.index, memoryview(payload)
+    first, end = pieces.first_row[number : number + 2].tolist()
+    columns = index.logmel_offset, index.logmel_size, index.logmel_hash
+    lists = (column[first:end].tolist() for column in columns)  # items of arrays are slow to read
     first_byte = int(pieces.first_byte[number])
-    for row in range(int(pieces.first_row[number]), int(pieces.first_row[number + 1])):
-        start = int(index.logmel_offset[row]) - first_byte
-        found = xxhash.xxh3_64_intdigest(view[start : start + int(index.logmel_size[row])])
-        if found != int(index.logmel_hash[row]):
+    for row, (offset, size, expected) in enumerate(zip(*lists, strict=True), first):
+        start = offset - first_byte
+        if xxhash.xxh3_64_intdigest(view[start : start + size]) != expected:
             return row
     return None

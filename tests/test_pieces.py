@@ -61,9 +61,16 @@ def test_a_rank_fetches_at_most_a_piece_more_per_stream(tmp_path: Path) -> None:
         rows = np.concatenate([order.rows(t, rank=rank, world_size=3) for t in range(75)])
         fetched += int(pieces.n_bytes[np.unique(pieces.of_row[rows])].sum())
     assert whole <= fetched <= whole + config.n_streams * pieces.n_bytes.max()
-    assert default_piece_bytes(2**40) * 64 < 0.1 * 2**40
-    assert default_piece_bytes(3 * 2**30) * 64 <= 0.1 * 3 * 2**30
-    assert default_piece_bytes(2**30) * 64 <= 2**28
+
+
+@pytest.mark.parametrize("gib", [2.5, 3, 4.99, 5, 100])
+def test_64_streams_fetch_at_most_a_tenth_more(gib: float) -> None:
+    total = int(gib * 2**30)
+    assert default_piece_bytes(total) * 64 <= 0.1 * total
+
+
+def test_small_sets_are_fetched_in_pieces_of_a_block() -> None:
+    assert default_piece_bytes(0) == default_piece_bytes(2**30) == 4 * 2**20
 
 
 @pytest.mark.parametrize(
