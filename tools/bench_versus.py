@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from .loader_contender import KINDS
 
 ERROR_CHARS = 2_000  # of what a contender said before it ended
 COPIED_BYTES = 2**28  # of the clips of a data set that loaders are compared over
+ANSWER_S = 300.0  # longest wait for a contender; the first covers writing its own format
 TURN_S = 0.5  # a turn lasts at least so long, and a whole number of epochs
 
 
@@ -194,7 +196,10 @@ def _start(contender: Contender) -> Iterator[Callable[[float], dict[str, float]]
         assert answers is not None
 
         def answer() -> dict[str, float]:
+            limit = Timer(ANSWER_S, process.kill)  # the workers of a peer may wait for ever
+            limit.start()
             line = answers.readline()
+            limit.cancel()
             if not line:
                 errors.seek(0)
                 raise MelstreamError(f"{contender.name} ended: {errors.read()[-ERROR_CHARS:]}")

@@ -137,6 +137,10 @@ def open_energon(folder: Path, work: Path, batch_size: int, n_workers: int) -> B
     class Encoder(energon.DefaultTaskEncoder):
         cookers = [energon.Cooker(cook)]  # noqa: RUF012
 
+        def encode_batch(self, batch: Any) -> dict[str, Any]:
+            # A `Clip` could not be sent by a worker: it is not importable.
+            return {"logmel": batch.logmel, "json": batch.json, "key": batch.__key__}
+
     clips = energon.get_train_dataset(
         str(work),
         batch_size=batch_size,
