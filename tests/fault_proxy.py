@@ -66,10 +66,13 @@ class FaultProxy:
         self._loop = asyncio.get_running_loop()
         ready.set()
         await self._stopped.wait()
-        server.close()
-        for writer in self._writers:
-            writer.transport.abort()  # wakes whoever reads or writes
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._writers:
+                writer.transport.abort()  # wakes whoever reads or writes
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        server.close()  # last: a connection that is being accepted would be left open
 
     def stop(self) -> None:
         """End ``serve``; called from another thread."""
@@ -78,6 +81,9 @@ class FaultProxy:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts["connections"] += 1
         self._writers.append(writer)
+        if self._stopped.is_set():  # accepted, but too late
+            writer.transport.abort()
+            return
         if self._rng.random() < self._faults.unavailable_share:
             self.counts["503"] += 1
             await _answer_unavailable(reader, writer)
