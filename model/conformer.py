@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .dropout import Dropout, attention, silu_dropout_linear
+from .dropout import add_dropout, attention, feed_forward
 
 
 class ConformerBlock(nn.Module):
@@ -46,10 +46,11 @@ class ConformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.first_ffn = FeedForward(dim, ffn_dim=ffn_dim, dropout=dropout)
-        self.convolution = Convolution(dim, kernel_size=kernel_size, dropout=dropout)
+        self.convolution = Convolution(dim, kernel_size=kernel_size)
         self.attention = SelfAttention(dim, n_heads=n_heads, dropout=dropout)
         self.second_ffn = FeedForward(dim, ffn_dim=ffn_dim, dropout=dropout)
         self.norm = nn.LayerNorm(dim)
+        self._dropout = dropout
         self._hides_padding = hides_padding
 
     def forward(
@@ -65,10 +66,12 @@ class ConformerBlock(nn.Module):
         Returns:
             Floating, shape (B, S, D); what stands on padding means nothing.
         """
-        x = torch.add(x, self.first_ffn(x), alpha=0.5)
-        x = x + self.convolution(x, padding_mask if self._hides_padding else None)
-        x = x + self.attention(x, padding_mask)
-        x = torch.add(x, self.second_ffn(x), alpha=0.5)
+        p = self._dropout if self.training else 0.0
+        hidden = padding_mask if self._hides_padding else None
+        x = add_dropout(x, self.first_ffn(x), dropout=p, scale=0.5)
+        x = add_dropout(x, self.convolution(x, hidden), dropout=p)
+        x = add_dropout(x, self.attention(x, padding_mask), dropout=p)
+        x = add_dropout(x, self.second_ffn(x), dropout=p, scale=0.5)
         return self.norm(x)
 
 
@@ -80,13 +83,12 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.widen = nn.Linear(dim, ffn_dim)
         self.narrow = nn.Linear(ffn_dim, dim)
-        self.dropout = Dropout(dropout)
+        self._dropout = dropout
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Transform each step by itself."""
-        dropout = self.dropout.p if self.training else 0.0
-        x = self.widen(self.norm(x))
-        return self.dropout(silu_dropout_linear(x, self.narrow, dropout=dropout))
+        p = self._dropout if self.training else 0.0
+        return feed_forward(self.norm(x), self.widen, self.narrow, dropout=p)
 
 
 class Convolution(nn.Module):
@@ -99,7 +101,7 @@ class Convolution(nn.Module):
     15: 6.3 ms against 18.4 ms for ``nn.Conv1d``.
     """
 
-    def __init__(self, dim: int, *, kernel_size: int, dropout: float) -> None:
+    def __init__(self, dim: int, *, kernel_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.gate = nn.Linear(dim, 2 * dim)
@@ -108,10 +110,9 @@ class Convolution(nn.Module):
         )
         # Channels last, as its gradient comes, or DistributedDataParallel copies and warns.
         weight = self.depthwise.weight
-        weight.data = weight.data.as_strided(weight.shape, (kernel_size, 1, kernel_size, 1))
+        weight.data = weight.data.as_strided(weight.shape, (kernel_size, 1, 1, 1))
         self.sample_norm = SampleNorm(dim)
         self.mix = nn.Linear(dim, dim)
-        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"] | None = None
@@ -120,9 +121,15 @@ class Convolution(nn.Module):
         x = F.glu(self.gate(self.norm(x)))
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[..., None], 0.0)
-        x = x.transpose(1, 2).unsqueeze(2)  # (B, D, 1, S)
-        x = self.depthwise(x).squeeze(2).transpose(1, 2)  # (B, S, D)
-        return self.dropout(self.mix(F.silu(self.sample_norm(x, padding_mask))))
+        x = F.conv2d(
+            x.unsqueeze(2).permute(0, 3, 1, 2),  # (B, D, S, 1)
+            self.depthwise.weight.transpose(2, 3),
+            self.depthwise.bias,
+            padding=self.depthwise.padding[::-1],  # type: ignore[arg-type]
+            groups=self.depthwise.groups,
+        )
+        x = x.permute(0, 2, 3, 1).squeeze(2)  # (B, S, D)
+        return self.mix(F.silu(self.sample_norm(x, padding_mask)))
 
 
 class SampleNorm(nn.Module):
@@ -143,7 +150,8 @@ class SampleNorm(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Normalise each sample as a whole; without a padding mask every step is valid."""
         if padding_mask is None:
-            return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
+            weight, bias = (y.expand(x.shape[1:]) for y in (self.weight, self.bias))
+            return F.layer_norm(x, x.shape[1:], weight, bias, self.eps)
         x = x.float()  # under autocast: sums over a whole sample
         if not torch.compiler.is_compiling():
             return _NormValid.apply(x, self.weight, self.bias, ~padding_mask, self.eps)  # type: ignore[no-any-return]
@@ -200,7 +208,7 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = Dropout(dropout)
+        self._dropout = dropout
         # As nn.MultiheadAttention, which the reference uses, starts them.
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
@@ -211,12 +219,9 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Gather from every step that is not padding."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))  # (B, S, 3, H, D/H)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D/H)
         gathered = attention(
-            query,
-            key,
-            value,
+            qkv,
             is_valid=None if padding_mask is None else ~padding_mask,
-            dropout=self.dropout.p if self.training else 0.0,
+            dropout=self._dropout if self.training else 0.0,
         )
-        return self.dropout(self.out(gathered.transpose(1, 2).flatten(2)))
+        return self.out(gathered.flatten(2))

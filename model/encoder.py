@@ -275,6 +275,7 @@ class ContextEncoder(nn.Module):
         Returns:
             context: floating, shape (B, S, D).
         """
+        padding_mask = _none_if_all_valid(padding_mask)
         context = self.dropout(self.projection(latents))
         for block in self.blocks:
             context = self._drop(self._run(block, context, padding_mask), context)
@@ -304,6 +305,13 @@ class ContextEncoder(nn.Module):
 
 def _padding_mask(lengths: Int[Tensor, " B"], max_length: int) -> Bool[Tensor, "B max_length"]:
     return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
+
+
+def _none_if_all_valid(padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
+    """Give None for a mask without padding, where looking costs nothing: eagerly on a CPU."""
+    if padding_mask is None or padding_mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return padding_mask
+    return padding_mask if padding_mask.any() else None
 
 
 def _check_shape(shape: torch.Size, config: EncoderConfig) -> None:

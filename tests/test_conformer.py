@@ -51,13 +51,22 @@ class Through(nn.Module):
 
 
 def test_convolution_reaches_half_a_kernel_and_keeps_the_step_count(x: torch.Tensor) -> None:
-    convolution = Convolution(16, kernel_size=5, dropout=0.0)
+    convolution = Convolution(16, kernel_size=5)
     convolution.sample_norm = Through()  # type: ignore[assignment]  # it sees the whole sample
     changed = x.clone()
     changed[:, 5] += 1.0
     difference = (convolution(changed) - convolution(x)).abs().amax(dim=(0, 2))
     assert difference.shape == (11,)
     assert (difference > 0).nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+def test_a_depthwise_gradient_lies_as_its_weight_does(x: torch.Tensor) -> None:
+    """Otherwise DistributedDataParallel copies it, and warns."""
+    convolution = Convolution(16, kernel_size=5)
+    convolution(x).sum().backward()
+    weight = convolution.depthwise.weight
+    assert weight.grad is not None
+    assert weight.grad.stride() == weight.stride()
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melstream.model.dropout import Dropout, attention, silu_dropout_linear
+from melstream.model import dropout as dropout_module
+from melstream.model.dropout import Dropout, add_dropout, attention, feed_forward
 
 TOLERANCE = 1e-5  # float32, other order of the same sums
 P = 0.3
@@ -49,55 +50,70 @@ def test_the_same_seed_drops_the_same() -> None:
     assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
 
 
-def test_silu_dropout_linear_is_the_three_in_turn() -> None:
-    linear = nn.Linear(12, 5)
-    x, gradient = randn(4, 6, 12), randn(4, 6, 5, seed=1)
+def drawn(*shape: int) -> Tensor:
+    """Give the factors 0.0 or 1.0 that the first draw of this shape after seed 0 gives."""
     torch.manual_seed(0)
-    is_kept = Dropout(P)(torch.ones_like(x)) != 0
+    kept = (Dropout(P)(torch.ones(shape)) != 0).float()
     torch.manual_seed(0)
-    found, found_gradients = _with_gradients(
-        linear, x, gradient, lambda y: silu_dropout_linear(y * 1, linear, dropout=P)
-    )
-    required, required_gradients = _with_gradients(
-        linear, x, gradient, lambda y: linear(F.silu(y) * is_kept / (1 - P))
-    )
-    torch.testing.assert_close(found, required, atol=TOLERANCE, rtol=TOLERANCE)
-    torch.testing.assert_close(found_gradients, required_gradients, atol=TOLERANCE, rtol=TOLERANCE)
+    return kept
 
 
-def _with_gradients(linear, x, gradient, function):  # type: ignore[no-untyped-def]
-    x = x.clone().requires_grad_()
-    out = function(x)
-    return out.detach(), torch.autograd.grad(out, [x, linear.weight, linear.bias], gradient)
-
-
-def test_attention_with_dropout_is_the_plain_formula() -> None:
-    query, key, value, gradient = (randn(2, 3, 8, 4, seed=seed) for seed in range(4))
-    is_valid = torch.arange(8) < torch.tensor([8, 5])[:, None]
-
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = (q @ k.mT / 2).masked_fill(~is_valid[:, None, None, :], -torch.inf)
-        torch.manual_seed(0)
-        is_kept = Dropout(P)(torch.ones(2, 3, 8, 8)) != 0
-        return scores.softmax(-1) * is_kept / (1 - P) @ v
-
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return attention(q, k, v, is_valid=is_valid, dropout=P)
-
+def assert_same_with_gradients(ours, plain, inputs: list[Tensor]) -> None:  # type: ignore[no-untyped-def]
     results = []
     for function in (ours, plain):
-        inputs = [x.clone().requires_grad_() for x in (query, key, value)]
         out = function(*inputs)
+        gradient = randn(*out.shape, seed=99)
         results.append((out.detach(), *torch.autograd.grad(out, inputs, gradient)))
     for found, required in zip(*results, strict=True):
         torch.testing.assert_close(found, required, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def test_add_dropout_is_a_scaled_sum() -> None:
+    kept = drawn(4, 6)
+    assert_same_with_gradients(
+        lambda x, y: add_dropout(x, y, dropout=P, scale=0.5),
+        lambda x, y: x + 0.5 * y * kept / (1 - P),
+        [randn(4, 6).requires_grad_(), randn(4, 6, seed=1).requires_grad_()],
+    )
+
+
+def test_feed_forward_is_its_parts_in_turn() -> None:
+    widen, narrow = nn.Linear(5, 12), nn.Linear(12, 5)
+    kept = drawn(4, 6, 12)
+    parameters = [*widen.parameters(), *narrow.parameters()]
+    assert_same_with_gradients(
+        lambda x, *_: feed_forward(x, widen, narrow, dropout=P),
+        lambda x, w1, b1, w2, b2: F.linear(F.silu(F.linear(x, w1, b1)) * kept / (1 - P), w2, b2),
+        [randn(4, 6, 5).requires_grad_(), *parameters],
+    )
+
+
+@pytest.mark.parametrize("n_samples_at_once", [1, 2, 9])
+@pytest.mark.parametrize("n_valid", [None, [8, 5, 1]])
+def test_attention_with_dropout_is_the_plain_formula(
+    n_valid: list[int] | None, n_samples_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropout_module, "_CHUNK_BYTES", n_samples_at_once * 4 * 4 * 8 * 8)
+    kept = drawn(3, 4, 8, 8)
+    is_valid = None if n_valid is None else torch.arange(8) < torch.tensor(n_valid)[:, None]
+
+    def plain(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT / 4**0.5
+        if is_valid is not None:
+            scores = scores.masked_fill(~is_valid[:, None, None, :], -torch.inf)
+        return (scores.softmax(-1) * kept / (1 - P) @ value).transpose(1, 2)
+
+    def ours(qkv: Tensor) -> Tensor:
+        return attention(qkv, is_valid=is_valid, dropout=P)
+
+    assert_same_with_gradients(ours, plain, [randn(3, 8, 3, 4, 4).requires_grad_()])
+
+
 def test_attention_without_a_valid_step_is_finite() -> None:
-    x = randn(1, 2, 4, 4).requires_grad_()
+    x = randn(1, 4, 3, 2, 4).requires_grad_()
     is_valid = torch.zeros(1, 4, dtype=torch.bool)
-    out = attention(x, x, x, is_valid=is_valid, dropout=P)
+    out = attention(x, is_valid=is_valid, dropout=P)
     out.sum().backward()
     assert out.isfinite().all()
     assert x.grad is not None
@@ -110,20 +126,23 @@ def test_a_traced_graph_takes_torchs_own_kernels() -> None:
 
 
 def test_bfloat16_autocast_stays_close() -> None:
-    linear = nn.Linear(16, 16)
-    x = randn(2, 8, 16)
+    widen, narrow, x = nn.Linear(16, 48), nn.Linear(48, 16), randn(2, 8, 16)
 
     def run() -> Tensor:
         torch.manual_seed(0)
-        heads = linear(x).unflatten(-1, (4, 4)).transpose(1, 2)
-        gathered = attention(heads, heads, heads, is_valid=None, dropout=P).transpose(1, 2)
-        return silu_dropout_linear(linear(gathered.flatten(2)), linear, dropout=P)
+        gathered = attention(widen(x).unflatten(-1, (3, 4, 4)), is_valid=None, dropout=P)
+        narrowed = feed_forward(gathered.flatten(2), widen, narrow, dropout=P)
+        return torch.stack([narrowed, add_dropout(x, narrowed, dropout=P)])
+
+    def gradients(out: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(out.sum(), [*widen.parameters(), *narrow.parameters()]))
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run()
-    found.sum().backward()
-    assert found.dtype == torch.bfloat16
-    assert linear.weight.grad is not None
-    assert linear.weight.grad.isfinite().all()
+        assert feed_forward(x, widen, narrow, dropout=P).dtype == torch.bfloat16
+    required = run()
     # assumption: 8 bits of mantissa, values of about one
-    torch.testing.assert_close(found.float(), run(), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(found.float(), required, atol=0.03, rtol=0.03)
+    for gradient, exact in zip(gradients(found), gradients(required), strict=True):
+        assert gradient.dtype == torch.float32
+        assert float((gradient - exact).norm() / exact.norm()) < 0.03
