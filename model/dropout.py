@@ -1,9 +1,10 @@
-"""Dropout, and attention with dropout on its weights, that a CPU does not spend its time on.
+"""Dropout, and a conformer's modules with dropout inside, for a CPU's memory.
 
 Torch draws one random number per element and reads and writes masks of floats. On a CPU
 that takes longer than the matrix products around it, so there one random number serves
-eight elements, and masks are folded into what is computed anyway. Other devices, and
-graphs that ``torch.compile`` or ``torch.export`` trace, take torch's own kernels.
+eight elements, masks are folded into what is computed anyway, and the backward pass
+makes again what is cheaper to make than to keep. Other devices, and graphs that
+``torch.compile`` or ``torch.export`` trace, take torch's own kernels.
 
 Legend: B batch, S latent steps, H heads.
 """
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _LEVELS = 256  # of a random byte
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 2 << 20  # of attention weights at once: what a core's second cache holds
 _FAR_BELOW = 1e4  # SiLU and its slope are 0 there, to the last bit
 
 
@@ -40,7 +41,7 @@ class Dropout(nn.Module):
             return x
         if _has_fast_kernels(x):
             return F.dropout(x, self.p)
-        return x * _draw_kept(x, self.p).mul_(1 / (1 - self.p))
+        return x * _kept(*_draw(x.shape, self.p), like=x).mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
         """Say what it is set to."""
@@ -62,7 +63,25 @@ def add_dropout(
     """
     if not dropout or _has_fast_kernels(x):
         return torch.add(x, F.dropout(y, dropout), alpha=scale)
-    return torch.addcmul(x, y, _draw_kept(x, dropout).mul_(scale / (1 - dropout)))
+    return _AddDropout.apply(x, y, dropout, scale / (1 - dropout))  # type: ignore[no-any-return]
+
+
+class _AddDropout(torch.autograd.Function):
+    """Add what is kept; the backward pass makes the mask again of the random bytes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, p: float, scale: float) -> Tensor:
+        random, ctx.threshold = _draw(x.shape, p)
+        ctx.save_for_backward(random)
+        ctx.scale = scale
+        return torch.addcmul(x, y, _kept(random, ctx.threshold, like=x), value=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,), (random,) = gradients, ctx.saved_tensors
+        kept = _kept(random, ctx.threshold, like=gradient)
+        return gradient, kept.mul_(gradient).mul_(ctx.scale), None, None
 
 
 def feed_forward(
@@ -100,7 +119,8 @@ class _FeedForward(torch.autograd.Function):
         out_weight: Tensor, out_bias: Tensor, p: float,
     ) -> Tensor:  # fmt: skip
         rows = x.flatten(0, -2)
-        widened = _draw_dropped(rows.new_empty(len(rows), len(in_bias)), p)
+        widened = rows.new_empty(len(rows), len(in_bias))
+        torch.lt(*_draw(widened.shape, p), out=widened)  # 1.0: dropped
         torch.add(in_bias, widened, alpha=-_FAR_BELOW, out=widened)
         widened.addmm_(rows, in_weight.T)
         ctx.save_for_backward(rows, widened, in_weight, out_weight)
@@ -113,8 +133,9 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, widened, in_weight, out_weight = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)
-        to_out_weight = (gradient.T @ F.silu(widened)).mul_(ctx.scale)
-        inner = gradient @ (out_weight * ctx.scale)
+        activated = F.silu(widened)
+        to_out_weight = (gradient.T @ activated).mul_(ctx.scale)
+        inner = torch.mm(gradient, out_weight * ctx.scale, out=activated)
         torch.ops.aten.silu_backward.grad_input(inner, widened, grad_input=inner)
         to_x = (inner @ in_weight).view(gradients[0].shape)
         return to_x, inner.T @ rows, inner.sum(0), to_out_weight, gradient.sum(0), None
@@ -138,106 +159,106 @@ def attention(
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, dim)
         out = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
         return out.transpose(1, 2)
-    bias = None if mask is None else qkv.new_zeros(mask.shape).masked_fill(~mask, -1e30)
     with torch.autocast("cpu", enabled=False):  # the inputs' type it is
-        return _DropAttention.apply(qkv, bias, dropout)  # type: ignore[no-any-return]
+        return _DropAttention.apply(qkv, is_valid, dropout)  # type: ignore[no-any-return]
 
 
 class _DropAttention(torch.autograd.Function):
-    """Scaled products, softmax, dropout, product, a few samples at a time.
+    """Scaled products, softmax, dropout, product, a few heads at a time.
 
     What is computed in between is not kept, and stays near the cache: the backward pass
     makes the mask again of the random bytes, a quarter of its size.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, p: float) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, is_valid: Tensor | None, p: float) -> Tensor:
         n_samples, n_steps, _, n_heads, width = qkv.shape
-        size = _samples_at_once(qkv)
-        out = qkv.new_empty(n_samples, n_steps, n_heads, width)
-        weights = qkv.new_empty(n_samples, n_heads, n_steps, n_steps)
-        random, threshold = _random_bytes(weights.shape), _threshold(p)
-        scratch = torch.empty_like(weights[:size])
-        gathered = qkv.new_empty(size, n_heads, n_steps, width)
-        ctx.save_for_backward(qkv, weights, random)
-        ctx.threshold, ctx.scales = threshold, (1 / math.sqrt(width), 1 / (1 - p))
-        for first in range(0, n_samples, size):
-            part = slice(first, first + size)
-            query, key, value = _by_head(qkv[part])
-            scores = dropped = scratch[: n_samples - first]
+        heads = qkv.permute(2, 0, 3, 1, 4).reshape(3, -1, n_steps, width)
+        weights = qkv.new_empty(n_samples * n_heads, n_steps, n_steps)
+        random, ctx.threshold = _draw(weights.shape, p)
+        ctx.save_for_backward(heads, weights, random)
+        ctx.scales = 1 / math.sqrt(width), 1 / (1 - p)
+        bias = None
+        if is_valid is not None:
+            bias = qkv.new_zeros(is_valid.shape).masked_fill(~is_valid, -1e30)
+            bias = bias.repeat_interleave(n_heads, 0)[:, None]  # (B * H, 1, S)
+        gathered = torch.empty_like(heads[0])
+        (scratch,) = _scratch(1, weights)
+        for part in _parts(weights):
+            query, key, value = heads[:, part]
+            scores = dropped = scratch[: len(query)]
             _multiply(query, key.mT, ctx.scales[0], out=scores)
             if bias is not None:
                 scores.add_(bias[part])
             torch.softmax(scores, -1, out=weights[part])
-            torch.ge(random[part], threshold, out=dropped).mul_(weights[part])
-            part_out = _multiply(dropped, value, ctx.scales[1], out=gathered[: len(dropped)])
-            out[part] = part_out.transpose(1, 2)
-        return out
+            torch.ge(random[part], ctx.threshold, out=dropped).mul_(weights[part])
+            _multiply(dropped, value, ctx.scales[1], out=gathered[part])
+        return gathered.view(n_samples, n_heads, n_steps, width).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        qkv, weights, random = ctx.saved_tensors
-        size = _samples_at_once(qkv)
-        to_qkv = torch.empty_like(qkv)
-        scratch = qkv.new_empty(3, *weights[:size].shape)
-        products = qkv.new_empty(3, size, *weights.shape[1:3], qkv.shape[-1])
-        for first in range(0, len(qkv), size):
-            part = slice(first, first + size)
-            query, key, value = _by_head(qkv[part])
-            gradient = gradients[0][part].transpose(1, 2)
-            kept, dropped, to_weights = scratch[:, : len(qkv) - first]
-            to_query, to_key, to_value = to_parts = products[:, : len(qkv) - first]
+        heads, weights, random = ctx.saved_tensors
+        gradient = gradients[0].transpose(1, 2).reshape(heads.shape[1:])
+        to_heads = torch.empty_like(heads)
+        scratch = _scratch(3, weights)
+        for part in _parts(weights):
+            query, key, value = heads[:, part]
+            to_query, to_key, to_value = to_heads[:, part]
+            kept, dropped, to_weights = scratch[:, : len(query)]
             torch.ge(random[part], ctx.threshold, out=kept)
             torch.mul(weights[part], kept, out=dropped)
-            _multiply(dropped.mT, gradient, ctx.scales[1], out=to_value)
-            _multiply(gradient, value.mT, ctx.scales[1], out=to_weights).mul_(kept)
+            _multiply(dropped.mT, gradient[part], ctx.scales[1], out=to_value)
+            _multiply(gradient[part], value.mT, ctx.scales[1], out=to_weights).mul_(kept)
             to_scores = torch.ops.aten._softmax_backward_data.out(
                 to_weights, weights[part], -1, weights.dtype, grad_input=dropped
             )
             _multiply(to_scores, key, ctx.scales[0], out=to_query)
             _multiply(to_scores.mT, query, ctx.scales[0], out=to_key)
-            to_qkv[part] = to_parts.permute(1, 3, 0, 2, 4)
+        n_samples, n_steps, n_heads, width = gradients[0].shape
+        to_qkv = to_heads.view(3, n_samples, n_heads, n_steps, width).permute(1, 3, 0, 2, 4)
         return to_qkv, None, None
 
 
-def _samples_at_once(qkv: Tensor) -> int:
-    _, n_steps, _, n_heads, _ = qkv.shape
-    return max(_CHUNK_BYTES // (n_heads * n_steps**2 * qkv.element_size()), 1)
+def _parts(weights: Float[Tensor, "heads S S"]) -> list[slice]:
+    """Divide the heads of all samples into runs whose weights stay in the cache."""
+    size = max(_CHUNK_BYTES // weights[0].nbytes, 1)
+    return [slice(first, first + size) for first in range(0, len(weights), size)]
 
 
-def _by_head(qkv: Float[Tensor, "B S 3 H dim"]) -> Float[Tensor, "3 B H S dim"]:
-    return qkv.permute(2, 0, 3, 1, 4)
+def _scratch(n: int, weights: Float[Tensor, "heads S S"]) -> Float[Tensor, "n run S S"]:
+    return weights.new_empty(n, *weights[_parts(weights)[0]].shape)
 
 
 def _multiply(a: Tensor, b: Tensor, scale: float, *, out: Tensor) -> Tensor:
-    """Write ``scale * a @ b``, matrices over (B, H), into a contiguous tensor."""
-    flat = out.view(-1, *out.shape[2:])
-    torch.baddbmm(flat, a.flatten(0, 1), b.flatten(0, 1), beta=0, alpha=scale, out=flat)
-    return out
+    """Write ``scale * a @ b``, head by head."""
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
+def none_if_all_valid(padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
+    """Give None for a mask without padding where looking costs nothing: eagerly on a CPU."""
+    if padding_mask is None or _has_fast_kernels(padding_mask) or padding_mask.any():
+        return padding_mask
+    return None
 
 
 def _has_fast_kernels(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def _draw_dropped(like: Tensor, p: float) -> Float32[Tensor, "..."]:
-    """Draw 1.0 with probability ``p``, 0.0 otherwise, from the global generator."""
-    return torch.lt(_random_bytes(like.shape), _threshold(p), out=torch.empty_like(like))
+def _draw(shape: torch.Size, p: float) -> tuple[UInt8[Tensor, "..."], int]:
+    """Draw bytes, and the threshold below which an element is dropped.
 
-
-def _draw_kept(like: Tensor, p: float) -> Float32[Tensor, "..."]:
-    """Draw 0.0 with probability ``p``, 1.0 otherwise, from the global generator."""
-    return torch.ge(_random_bytes(like.shape), _threshold(p), out=torch.empty_like(like))
-
-
-def _random_bytes(shape: torch.Size) -> UInt8[Tensor, "..."]:
-    """Draw by NumPy, which takes half of torch's time, from a seed of the global generator."""
+    The bytes are NumPy's, which takes half of torch's time, from a seed of torch's global
+    generator. ``256 * p`` is rounded up or down by a draw, so that each element's
+    probability is exact.
+    """
     seed = int(torch.empty((), dtype=torch.int64).random_())
     words = np.random.SFC64(seed).random_raw(-(-shape.numel() // 8))
-    return torch.from_numpy(words.view(np.uint8))[: shape.numel()].view(shape)
+    threshold = min(math.floor(_LEVELS * p + float(torch.rand(()))), _LEVELS - 1)
+    return torch.from_numpy(words.view(np.uint8))[: shape.numel()].view(shape), threshold
 
 
-def _threshold(p: float) -> int:
-    """Round ``256 * p`` up or down by a draw, so that each element's probability is exact."""
-    return min(math.floor(_LEVELS * p + float(torch.rand(()))), _LEVELS - 1)
+def _kept(random: UInt8[Tensor, "..."], threshold: int, *, like: Tensor) -> Float[Tensor, "..."]:
+    """Give 1.0 where an element is kept, 0.0 where it is dropped."""
+    return torch.ge(random, threshold, out=torch.empty_like(like))

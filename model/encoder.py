@@ -2,8 +2,8 @@
 
 The encoder of Srivastava et al. 2022 (arXiv:2110.07313): log-mel frames are
 stacked by four and projected to latents, and conformer blocks turn latents into
-context. Nothing in here synchronises with the host, and no Python branch depends
-on data, so ``torch.compile`` traces it as one graph.
+context. Nothing in here waits for a device, and no Python branch that is traced
+depends on data, so ``torch.compile`` traces it as one graph.
 
 Legend: B batch, T log-mel frames, S = T // stride latent steps, D model width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .conformer import ConformerBlock
-from .dropout import Dropout
+from .dropout import Dropout, none_if_all_valid
 
 
 class EncoderConfig(BaseModel):
@@ -275,7 +275,7 @@ class ContextEncoder(nn.Module):
         Returns:
             context: floating, shape (B, S, D).
         """
-        padding_mask = _none_if_all_valid(padding_mask)
+        padding_mask = none_if_all_valid(padding_mask)
         context = self.dropout(self.projection(latents))
         for block in self.blocks:
             context = self._drop(self._run(block, context, padding_mask), context)
@@ -305,13 +305,6 @@ class ContextEncoder(nn.Module):
 
 def _padding_mask(lengths: Int[Tensor, " B"], max_length: int) -> Bool[Tensor, "B max_length"]:
     return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
-
-
-def _none_if_all_valid(padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B S"] | None:
-    """Give None for a mask without padding, where looking costs nothing: eagerly on a CPU."""
-    if padding_mask is None or padding_mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return padding_mask
-    return padding_mask if padding_mask.any() else None
 
 
 def _check_shape(shape: torch.Size, config: EncoderConfig) -> None:

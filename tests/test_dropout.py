@@ -88,12 +88,12 @@ def test_feed_forward_is_its_parts_in_turn() -> None:
     )
 
 
-@pytest.mark.parametrize("n_samples_at_once", [1, 2, 9])
+@pytest.mark.parametrize("n_heads_at_once", [1, 5, 99])
 @pytest.mark.parametrize("n_valid", [None, [8, 5, 1]])
 def test_attention_with_dropout_is_the_plain_formula(
-    n_valid: list[int] | None, n_samples_at_once: int, monkeypatch: pytest.MonkeyPatch
+    n_valid: list[int] | None, n_heads_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dropout_module, "_CHUNK_BYTES", n_samples_at_once * 4 * 4 * 8 * 8)
+    monkeypatch.setattr(dropout_module, "_CHUNK_BYTES", n_heads_at_once * 4 * 8 * 8)
     kept = drawn(3, 4, 8, 8)
     is_valid = None if n_valid is None else torch.arange(8) < torch.tensor(n_valid)[:, None]
 
