@@ -5,7 +5,8 @@ prove that the loop's arrays do not overlap. Kernels that load, compute and stor
 anywhere, in place too, on any CPU: LLVM splits a row into the vectors that there are. Each
 operation rounds as its scalar does, so results are the same bytes everywhere.
 
-Numba caches a kernel by its own file: after a change here, remove the cache (``.cache/numba``).
+Numba caches a kernel by its own file: after a change to this file, ``fft.py`` or ``rounding.py``,
+remove the cache (``.cache/numba``; without make, ``__pycache__``).
 """
 
 import operator

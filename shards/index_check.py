@@ -76,7 +76,8 @@ def _label_fault(index: Index, n_classes: int) -> str | None:
     place = int(np.flatnonzero((ids < 0) | (ids >= n_classes))[0])
     row = int(np.searchsorted(index.label_indptr, place, side="right")) - 1
     key = bytes(index.sample_keys()[row]).decode("ascii", "backslashreplace")
-    return f"`label_ids` must be labels of the manifest, found {ids[place]} in sample {key!r}"
+    rule = "not be negative" if index.n_classes is None else "be labels of the manifest"
+    return f"`label_ids` must {rule}, found {ids[place]} in sample {key!r}"
 
 
 def _rises(index: Index) -> bool:

@@ -84,6 +84,7 @@ class FeatureSpec(BaseModel):
     log_floor: float = Field(
         default=1e-8,
         ge=1e-30,
+        le=1e30,
         description="band powers below it count as it, for a waveform in [-1, 1]. The default is "
         "16-bit quantisation noise in one FFT bin, and above what float32 rounding leaks",
     )
@@ -103,6 +104,12 @@ class FeatureSpec(BaseModel):
         if self.win_length > self.n_fft:
             raise ValueError(
                 f"`win_length` must be at most n_fft ({self.n_fft}), found {self.win_length}"
+            )
+        shortest = 2 if self.window == "hann" else 3
+        if self.win_length < shortest:
+            raise ValueError(
+                f"`win_length` must be at least {shortest} with window {self.window!r}, or all "
+                f"weights of the window are 0; found {self.win_length}"
             )
         if self.hop_length > self.win_length:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The benchmark of the loader runs, and says what it measured; how fast is not tested."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from object_store import Bucket
 from typer.testing import CliRunner
 
 from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import MelstreamError
 from melstream.shards.storage import open_storage
 from melstream.tools import bench_versus
-from melstream.tools.bench_versus import LoaderSpeed
+from melstream.tools.bench_versus import Contender, LoaderSpeed
 from melstream.tools.cli import app
 from melstream.tools.fixed_clips import copy_clips
 from melstream.tools.peer_loaders import read_clips
@@ -104,6 +106,17 @@ def test_the_peers_read_the_clips_without_us(small_dataset: Dataset) -> None:
     for row, clip in enumerate(found):
         np.testing.assert_array_equal(clip["logmel"], small_dataset.read_stored(row))
         assert json.loads(clip["json"])["labels"] == [f"class {row % 3}"]
+
+
+def test_a_contender_whose_workers_hang_is_ended_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_versus, "ANSWER_S", 1.0)
+    hang = "import os, time; os.fork(); time.sleep(999)"  # both keep the pipe open
+    contender = Contender("hangs", (sys.executable, "-Ic", hang))
+    with (
+        pytest.raises(MelstreamError, match="hangs ended, or gave no answer in 1 s"),
+        bench_versus._start(contender),
+    ):
+        pass
 
 
 def test_the_speed_of_a_loader_is_the_median_of_its_rounds() -> None:

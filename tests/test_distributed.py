@@ -6,7 +6,9 @@ torchrun's own agent starts both anew. Later one of the two is told to stop. One
 finishes the run.
 """
 
+import contextlib
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -100,7 +102,7 @@ def run_torchrun(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
     launcher = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     worker = [TESTS / "torchrun_worker.py", KILL_AT, STOP_AT]
     command = torchrun_command(*launcher, *worker, data=data, out=out)
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def torchrun_command(*words: object, data: Path, out: Path) -> list[str]:
@@ -173,15 +175,18 @@ def test_a_machine_that_is_lost_and_started_again_joins_in_from_the_last_checkpo
     finally:
         for machine in machines:
             machine.terminate()  # its agent ends the worker
-            machine.wait()
+            machine.wait(PATIENCE_S)
     assert f"resumed from {out}/checkpoints/step-{KILL_AT - 1:06d} at step {KILL_AT - 1}" in said()
     assert_same_figures(out, whole)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody uses now, below those that the system gives to others."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from melstream.shards.dataset import Dataset
 from melstream.tools.cli import app
+from melstream.tools.signals import catch_signals
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,15 @@ def test_a_second_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(
     ]
     run_pretrain(data, tmp_path / "broken", quiet, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_stop_is_noted_where_nothing_can_be_said() -> None:
+    def say() -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    with catch_signals(say) as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
 
 
 def test_sigterm_may_come_twice(

@@ -51,6 +51,8 @@ def test_the_hash_survives_json_and_integer_spelling() -> None:
     [
         ({"n_fft": 511}, "`n_fft` must be even, found 511"),
         ({"win_length": 513}, r"`win_length` must be at most n_fft \(512\), found 513"),
+        ({"win_length": 1, "hop_length": 1}, "`win_length` must be at least 2 with window 'hann'"),
+        ({"win_length": 2, "hop_length": 2, "window": "povey"}, "at least 3 with window 'povey'"),
         ({"hop_length": 401}, r"`hop_length` must be at most win_length \(400\)"),
         ({"fmax": 8001}, "`fmin` < `fmax` <= 8000 Hz .* found fmin=20, fmax=8001"),
         ({"fmin": 9000}, "`fmin` < `fmax` <= 8000 Hz"),
@@ -59,6 +61,7 @@ def test_the_hash_survives_json_and_integer_spelling() -> None:
         ({"storage_dtype": "float32"}, "'float16'"),
         ({"log_floor": 0.0}, "greater than or equal to"),
         ({"log_floor": math.inf}, "finite"),
+        ({"log_floor": 1e39}, "less than or equal to"),
         ({"num_mel_bins": 64}, "Extra inputs are not permitted"),
     ],
 )

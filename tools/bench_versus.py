@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -189,20 +190,30 @@ def _start(contender: Contender) -> Iterator[Callable[[float], dict[str, float]]
             stderr=errors,
             text=True,
             bufsize=1,
+            start_new_session=True,  # a group of its own, with its workers
         ) as process,
     ):
         asked, answers = process.stdin, process.stdout
         assert asked is not None
         assert answers is not None
 
+        def end() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
         def answer() -> dict[str, float]:
-            limit = Timer(ANSWER_S, process.kill)  # the workers of a peer may wait for ever
+            limit = Timer(ANSWER_S, end)  # the workers of a peer may wait for ever
             limit.start()
-            line = answers.readline()
-            limit.cancel()
+            try:
+                line = answers.readline()
+            finally:
+                limit.cancel()
             if not line:
                 errors.seek(0)
-                raise MelstreamError(f"{contender.name} ended: {errors.read()[-ERROR_CHARS:]}")
+                raise MelstreamError(
+                    f"{contender.name} ended, or gave no answer in {ANSWER_S:.0f} s: "
+                    f"{errors.read()[-ERROR_CHARS:]}"
+                )
             return json.loads(line)
 
         def ask(seconds: float) -> dict[str, float]:
@@ -214,7 +225,7 @@ def _start(contender: Contender) -> Iterator[Callable[[float], dict[str, float]]
             answer()
             yield ask
         finally:
-            process.kill()
+            end()
 
 
 def _best(speeds: Sequence[LoaderSpeed]) -> list[LoaderSpeed]:

@@ -180,8 +180,9 @@ def _write_evaluation(
         return
     tagger, card = world.on_all(lambda: load_tagger(run))
     predictions = predict(tagger.to(world.device), card, held_out, rows=rows, world=world)
-    if world.is_main:
-        write_report(run / VALIDATION_NAME, predictions.metrics(tagger.config.task), card)
+    world.on_main(
+        lambda: write_report(run / VALIDATION_NAME, predictions.metrics(tagger.config.task), card)
+    )
 
 
 def _learner(

@@ -173,6 +173,8 @@ class RunCheckpoints:
         try:
             return load_checkpoint(self._root / name)
         except CheckpointError as error:
+            if (self._root / name).is_dir():
+                raise
             raise not_shared(f"the main process's checkpoint ({error.reason})", rank) from error
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:

@@ -6,16 +6,16 @@ changes nothing: schedulers repeat theirs, and mean the same.
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
 @contextmanager
-def catch_signals(say: Callable[[str], object]) -> Iterator[list[int]]:
+def catch_signals(say: Callable[[], object]) -> Iterator[list[int]]:
     """Collect SIGTERM and the first SIGINT instead of dying of them.
 
     Args:
-        say: takes the line that answers the first SIGINT.
+        say: answers the first SIGINT.
 
     Yields:
         The numbers of the signals received so far; empty while nobody asked to stop.
@@ -29,9 +29,13 @@ def catch_signals(say: Callable[[str], object]) -> Iterator[list[int]]:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
-            say("stopping after this step, with a checkpoint; Ctrl-C again stops without")
+            with suppress(RuntimeError):  # the signal came amid a write to the same stream
+                say()
 
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        int(number): signal.getsignal(number) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         for number in before:
             signal.signal(number, note)

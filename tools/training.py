@@ -143,7 +143,7 @@ class Trainer:
         )
         with (
             live_view(title, self._train.steps, self._console) as view,
-            catch_signals(self._say) as received,
+            catch_signals(self._answer_ctrl_c) as received,
             closing(log),
         ):
             self._loop(log, view, received)
@@ -234,6 +234,11 @@ class Trainer:
         self._console.print(
             f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
         )
+
+    def _answer_ctrl_c(self) -> None:
+        # torchrun passes a second Ctrl-C on as SIGTERM.
+        again = "" if self._world.size > 1 else "; Ctrl-C again stops without"
+        self._say(f"stopping after this step, with a checkpoint{again}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False)

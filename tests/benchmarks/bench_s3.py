@@ -53,6 +53,7 @@ CACHE = CacheConfig(
     piece_bytes=PIECE_BYTES,
 )
 LATENCY_MS, MB_PER_S = 50, 100
+MIN_CLIPS = 30_000  # a third of them is well over the memory
 
 
 Range = tuple[str, int, int]
@@ -160,8 +161,10 @@ def on_cores(cores: set[int]) -> Iterator[None]:
     """Keep this thread, and what it starts while the block runs, on some cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
-    yield
-    os.sched_setaffinity(0, before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def fill(server: ObjectServer, n_clips: int) -> str:
@@ -178,8 +181,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
+    if options.clips < MIN_CLIPS:
+        parser.error(f"--clips must be {MIN_CLIPS} or more, found {options.clips}")
     console = Console(highlight=False, soft_wrap=True)
     first, *others = sorted(os.sched_getaffinity(0))
+    if options.apart and not others:
+        parser.error("--apart needs two cores, found one")
     with (
         tempfile.TemporaryDirectory(prefix="melstream-bench-") as folder,
         on_cores({first} if options.apart else {first, *others}),
