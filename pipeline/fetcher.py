@@ -239,6 +239,7 @@ class Fetcher:
             error = caught
         with self._changed:
             slot.data, slot.error = data, error
+            del data
             if error is not None:
                 self._drop(slot)  # who asks again has it fetched again
             self._changed.notify_all()
@@ -276,6 +277,7 @@ class Fetcher:
         return max(idle, key=lambda slot: place[slot.number], default=None)
 
     def _drop(self, slot: Slot) -> None:
+        slot.data = None  # now: a thread that fetched it may know the slot for a while yet
         self._started_bytes -= self._size(slot)
         self._n_started -= 1
         self._forget(slot)

@@ -67,6 +67,18 @@ def test_memory_is_bounded_and_every_piece_loaded_once(n_threads: int) -> None:
     assert loads.most_alive <= 8
 
 
+def test_a_piece_that_is_dropped_is_gone_whoever_knows_its_slot() -> None:
+    loads = Loads()
+    fetcher = make_fetcher(loads, n_pieces=1)
+    slots = fetcher.hold([0])
+    fetcher.release(slots)
+    assert slots[0].data is not None
+    fetcher.release(fetcher.hold([1]))
+    assert slots[0].data is None
+    assert loads.n_alive == 1
+    fetcher.close()
+
+
 def test_pieces_are_fetched_in_the_order_of_their_first_use_and_only_so_far() -> None:
     loads, ends = Loads(), threading.Event()
 
