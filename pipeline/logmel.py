@@ -11,9 +11,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from ..shards.mel import mel_filters
 from ..shards.spec import FeatureSpec
 from .fft import Turns, fill_powers, make_turns
-from .mel import mel_filters
 from .rounding import fma
 from .rows import LANES, fma_rows, load, splat, store
 

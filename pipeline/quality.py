@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xxhash
 from numba import njit
 
+from ..shards.mel import mel_edges_hz
 from ..shards.spec import FeatureSpec
-from .mel import mel_edges_hz
 from .rounding import sum_float64, sum_squares_float64
 
 Samples = npt.NDArray[np.float32]

@@ -15,8 +15,8 @@ from conftest import SPEC, make_sample, plan_of, silent, write_dataset
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from melstream.pipeline.mel import mel_edges_hz
 from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.mel import mel_edges_hz
 from melstream.shards.storage import open_storage
 from melstream.tools.build import build
 from melstream.tools.build_workers import run_here

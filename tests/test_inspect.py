@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import make_sample, read_with_webdataset, write_dataset
 
-from melstream.pipeline.mel import mel_edges_hz
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
 from melstream.shards.index import COLUMNS, Index, write_index
+from melstream.shards.mel import mel_edges_hz
 from melstream.tools.inspect import inspect_dataset
 from melstream.tools.inspect_figures import histogram_edges
 from melstream.tools.inspection import Inspection

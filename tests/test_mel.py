@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchaudio
 
-from melstream.pipeline.mel import hz_to_mel, mel_edges_hz, mel_filters, mel_to_hz
+from melstream.shards.mel import hz_to_mel, mel_edges_hz, mel_filters, mel_to_hz
 from melstream.shards.spec import PRESETS, FeatureSpec
 
 # The references compute corner frequencies in float32; weights are in [0, 1].

@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from ..pipeline.mel import mel_edges_hz
 from ..shards.affine import LEVELS
 from ..shards.dataset import Dataset
 from ..shards.index import Index
+from ..shards.mel import mel_edges_hz
 from ..shards.spec import FeatureSpec
 from .inspection import Bands, CoOccurrence, Count, Duplicates, Flag, Histogram
 from .selection import OPERATORS, Bound

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from rich.style import Style
 from rich.text import Text
 
-from ..pipeline.mel import hz_to_mel, mel_edges_hz
 from ..shards.files import write_bytes
+from ..shards.mel import hz_to_mel, mel_edges_hz
 from ..shards.spec import FeatureSpec
 
 Logmel = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ torchaudio's MelSpectrogram) or over mel (Kaldi). All triangles here peak at 1.
 import numpy as np
 import numpy.typing as npt
 
-from ..shards.spec import FeatureSpec
+from .spec import FeatureSpec
 
 FloatArray = npt.NDArray[np.float64]
 
