@@ -13,6 +13,8 @@ from numba.extending import intrinsic
 
 from .draws import below, draw
 
+_LINE_BYTES = 64
+
 
 def random_starts(
     n_frames: npt.NDArray[np.int32], crop_frames: int, keys: npt.NDArray[np.uint64]
@@ -112,10 +114,49 @@ def _copy_bytes(typing_context, target, source, size):
     return types.void(types.uint64, types.uint64, types.int64), generate
 
 
+@intrinsic
+def _stream_line(typing_context, target, source):
+    """Copy a cache line to an address that is a multiple of its size, past the caches."""
+
+    def generate(context, builder, signature, arguments):
+        line = ir.VectorType(ir.IntType(8), _LINE_BYTES).as_pointer()
+        target_line, source_line = (builder.inttoptr(each, line) for each in arguments)
+        store = builder.store(builder.load(source_line, align=1), target_line, align=_LINE_BYTES)
+        yes = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        store.set_metadata("nontemporal", yes)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def _fence(typing_context):
+    """Have everything in memory that was written: streamed lines wait for no later store."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@njit(cache=True, nogil=True)
+def _stream_bytes(target, source, size):
+    """Copy ``size`` bytes: whole lines of the target past the caches, what is beside them not."""
+    head = min(-np.int64(target) % _LINE_BYTES, size)
+    lines = (size - head) // _LINE_BYTES * _LINE_BYTES
+    _copy_bytes(target, source, head)
+    for done in range(head, head + lines, _LINE_BYTES):
+        _stream_line(target + np.uint64(done), source + np.uint64(done))  # pyright: ignore[reportCallIssue]
+    done = head + lines
+    _copy_bytes(target + np.uint64(done), source + np.uint64(done), size - done)
+
+
 @njit(cache=True, nogil=True)
 def _gather(addresses, sizes, out, row_bytes):
     base = np.uint64(out.ctypes.data)
     for b in range(len(addresses)):
         first = b * row_bytes
-        _copy_bytes(base + np.uint64(first), addresses[b], sizes[b])  # pyright: ignore[reportCallIssue]
+        _stream_bytes(base + np.uint64(first), addresses[b], sizes[b])
         out[first + sizes[b] : first + row_bytes] = 0
+    _fence()  # pyright: ignore[reportCallIssue]

@@ -202,7 +202,7 @@ def _draw_distractors(keys, distractors):
     There are many draws and each is small: 32 bits do, of a counter mixed with both halves of
     the sample's key, in a loop that becomes vector instructions. The top bits choose, as many
     as leave room for their product with the number of others; the bias is under
-    n_masked**2 / 2**32.
+    n_masked**2 / 2**32. Counters come from a table: a loop that counts does so in 64 bits.
 
     Source:
         The mixer is C. Wellons' lowbias32 (2018, Prospecting for hash functions).
@@ -212,13 +212,16 @@ def _draw_distractors(keys, distractors):
     while (n_masked - 1) >> n_bits:
         n_bits += 1
     n_others, drop, shift = _U32(n_masked - 1), _U32(n_bits), _U32(32 - n_bits)
+    counters = np.empty(n_distractors, np.uint32)
+    for n in range(n_distractors):
+        counters[n] = _times(_U32(n), _GOLDEN)  # pyright: ignore[reportCallIssue]
     for b in range(n_samples):
         low, high = _U32(keys[b] & _LOW_32), _U32(keys[b] >> _HALF)
         for m in range(n_masked):
             row = distractors[b, m]
             first = _U32(_times(_U32(m * n_distractors), _GOLDEN) + low)  # pyright: ignore[reportCallIssue]
             for n in range(n_distractors):
-                bits = _U32(_times(_U32(n), _GOLDEN) + first)
+                bits = _U32(counters[n] + first)
                 bits = _times(_U32(bits ^ _right(bits, _U32(16))), _MIX_1)
                 bits = _times(_U32(_U32(bits ^ _right(bits, _U32(15))) + high), _MIX_2)
                 bits = _U32(bits ^ _right(bits, _U32(16)))
