@@ -30,6 +30,7 @@ class Batch:
     - sources: int64 (B,), the data set of each sample, 0 where there is one
     - rows: int64 (B,), rows of its index, -1 where the batch is filled up
     - keys: B strings, empty where the batch is filled up
+    - is_padded: whether a sample is shorter than T
     - code: what the codes of ``logmel`` stand for; None where it is float16
     """
 
@@ -42,7 +43,13 @@ class Batch:
     sources: torch.Tensor
     rows: torch.Tensor
     keys: tuple[str, ...]
+    is_padded: bool
     code: AffineCode | None = None
+
+    @property
+    def n_frames_if_padded(self) -> torch.Tensor | None:
+        """``n_frames``, or None: the model need not ask the device whether there is padding."""
+        return self.n_frames if self.is_padded else None
 
     def to(self, device: torch.device) -> Self:
         """Copy the tensors to a device, without waiting where the memory is pinned.

@@ -58,6 +58,11 @@ def gather(
     _gather(addresses, sizes, out.reshape(-1).view(np.uint8), row_bytes)
 
 
+def address_of(data: npt.NDArray[np.uint8]) -> int:
+    """Return where an array lies in memory; NumPy's ``ctypes`` takes four times as long."""
+    return _address_of(data)
+
+
 def fill_labels(
     rows: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
@@ -76,6 +81,11 @@ def fill_labels(
         out: float32, shape (B, n_classes); other values stay.
     """
     _fill_labels(rows, places, indptr, label_ids, label_map, out)
+
+
+@njit(cache=True)
+def _address_of(data):
+    return data.ctypes.data
 
 
 @njit(cache=True, nogil=True)
@@ -145,7 +155,7 @@ def _stream_bytes(target, source, size):
     """Copy ``size`` bytes: whole lines of the target past the caches, what is beside them not."""
     head = min(-np.int64(target) % _LINE_BYTES, size)
     lines = (size - head) // _LINE_BYTES * _LINE_BYTES
-    _copy_bytes(target, source, head)
+    _copy_bytes(target, source, head)  # pyright: ignore[reportCallIssue]
     for done in range(head, head + lines, _LINE_BYTES):
         _stream_line(target + np.uint64(done), source + np.uint64(done))  # pyright: ignore[reportCallIssue]
     done = head + lines

@@ -231,6 +231,7 @@ class Loader:
             sources=torch.from_numpy(step.sources),
             rows=torch.from_numpy(step.rows),
             keys=self._key_names(step),
+            is_padded=bool((n_frames < logmel.shape[1]).any()),
             code=self._datasets[0].manifest.code,
         )
 

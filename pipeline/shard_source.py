@@ -27,6 +27,7 @@ from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 from ..shards.storage import DEFAULT_TIMEOUT_S, Payload
 from .fetcher import Fetcher, PlannedStep, Slot
+from .gather import address_of
 from .pieces import Pieces, cut_pieces, default_piece_bytes
 from .shard_cache import CacheConfig, ShardCache, piece_name
 
@@ -141,7 +142,7 @@ class ShardSource:
         of_row = np.where(is_row, self._pieces.of_row[rows], -1).tolist()
         numbers = [number for number in dict.fromkeys(of_row) if number >= 0]
         pieces, release = self._hold(numbers)
-        bases = dict(zip(numbers, (piece.ctypes.data for piece in pieces), strict=True))
+        bases = dict(zip(numbers, map(address_of, pieces), strict=True))
         addresses = np.array([bases.get(number, 0) for number in of_row], np.uint64)
         addresses += np.where(is_row, self._pieces.offset[rows], 0).astype(np.uint64)
         if self._is_local and self._config.checks_local:

@@ -48,6 +48,7 @@ def test_crops_are_whole_runs_of_frames_and_padding_is_zero(small_dataset: Datas
             stored = small_dataset.read_logmel(row)
             n_frames = int(batch.n_frames[place])
             assert n_frames == min(len(stored), 40)
+            assert n_frames == 40 or batch.is_padded
             crop = batch.logmel[place].numpy()
             start = int(crop[0, 0])  # band 0 holds the frame number
             np.testing.assert_array_equal(crop[:n_frames], stored[start : start + n_frames])
@@ -56,6 +57,17 @@ def test_crops_are_whole_runs_of_frames_and_padding_is_zero(small_dataset: Datas
             if len(stored) > 60:
                 starts.add(start)
     assert len(starts) > 10
+
+
+def test_a_batch_says_whether_it_is_padded(small_dataset: Dataset) -> None:
+    shortest = int(small_dataset.index.n_frames.min())
+    for crop_frames, found in ((shortest // 4 * 4, {False}), (shortest + 4, {False, True})):
+        loader = make_loader(small_dataset, LoaderConfig(crop_frames=crop_frames))
+        batches = list(loader.batches(0, 100))
+        for batch in batches:
+            assert batch.is_padded == bool((batch.n_frames < batch.logmel.shape[1]).any())
+            assert batch.n_frames_if_padded is (batch.n_frames if batch.is_padded else None)
+        assert {batch.is_padded for batch in batches} == found
 
 
 def test_labels_are_multi_hot_in_the_order_of_the_model(small_dataset: Dataset) -> None:

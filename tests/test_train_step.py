@@ -35,6 +35,7 @@ def batch(n_samples: int = 8, *, spoiled: bool = False) -> Batch:
         sources=torch.zeros(n_samples, dtype=torch.int64),
         rows=torch.arange(n_samples),
         keys=tuple(str(number) for number in range(n_samples)),
+        is_padded=False,
     )
 
 

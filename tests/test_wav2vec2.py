@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from melstream.model import AudioEncoder, EncoderConfig, Wav2Vec2, Wav2Vec2Config
-from melstream.model.objectives.wav2vec2 import info_nce, masked_steps
+from melstream.model.objectives.wav2vec2 import _equal_rows, info_nce, masked_steps
 
 CONFIG = EncoderConfig(
     n_mels=8, latent_dim=16, dim=16, n_layers=1, n_heads=2, ffn_dim=32, dropout=0.0
@@ -55,6 +55,18 @@ def test_copies_of_the_target_are_left_out() -> None:
     loss, accuracy = info_nce(context, targets, distractors, temperature=0.1)
     required = naive_info_nce(context, targets, distractors, 0.1)
     assert (float(loss), float(accuracy)) == pytest.approx(required, abs=TOLERANCE)
+
+
+def test_equal_rows_are_found_among_rows_that_hardly_differ() -> None:
+    rng = torch.Generator().manual_seed(0)
+    near = torch.randint(-1, 2, (4, 60, 3), generator=rng)  # 27 rows, all of them again and again
+    for rows in (near, near.float() * 2.0**-100, near.bfloat16().float() * -1):
+        required = (rows[:, :, None] == rows[:, None]).all(-1)
+        assert torch.equal(_equal_rows(rows), required)
+        assert 60 * 4 < int(required.sum()) < required.numel() / 10
+    far = torch.randn(4, 60, 256, generator=rng)
+    far[1, 7] = far[1, 30]
+    assert torch.equal(_equal_rows(far), torch.cdist(far, far, p=torch.inf) == 0)
 
 
 def test_collapsed_targets_have_accuracy_zero_and_finite_gradients() -> None:

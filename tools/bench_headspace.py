@@ -94,7 +94,7 @@ def train_step(config: EncoderConfig, device: torch.device) -> Callable[[Batch],
         assert batch.mask is not None
         assert batch.distractors is not None
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            figures = model(batch.logmel, batch.n_frames, batch.mask, batch.distractors)
+            figures = model(batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors)
         figures["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

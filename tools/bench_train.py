@@ -38,7 +38,7 @@ from .utilisation import peak_flops as data_sheet_flops
 
 WARMUP_STEPS = 2
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def flops_per_sample(settings: TrainSettings) -> int:
     """Count the operations of one step per sample, forward and backward."""
     encoder = settings.encoder.model_copy(update={"checkpoints_activations": False})
     model = PretrainingModel(AudioEncoder(encoder), build_objective("wav2vec2", {}, encoder))
-    inputs = [x.to(settings.device) for x in _synthetic(settings, 1)]
+    inputs = _synthetic(settings, 1)
     with FlopCounterMode(display=False) as counter:
         model.to(settings.device)(*inputs)["loss"].backward()
     counts = counter.get_flop_counts()["Global"]
@@ -219,7 +219,7 @@ def _training_step(settings: TrainSettings) -> Callable[[Inputs], None]:
 def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Inputs]]:
     """Give batches on the device: of the data set, or a synthetic one again and again."""
     if settings.data is None:
-        inputs = tuple(x.to(settings.device) for x in _synthetic(settings, batch_size))
+        inputs = _synthetic(settings, batch_size)
         yield iter(lambda: inputs, None)
         return
     dataset = open_dataset(settings.data)
@@ -243,11 +243,11 @@ def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Inpu
 def _inputs(batch: Batch) -> Inputs:
     assert batch.mask is not None
     assert batch.distractors is not None
-    return batch.logmel, batch.n_frames, batch.mask, batch.distractors
+    return batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors
 
 
 def _synthetic(settings: TrainSettings, batch_size: int) -> Inputs:
-    """Make a batch of noise, full length, with as many masked steps as training has."""
+    """Make a batch of noise, without padding, with as many masked steps as training has."""
     config, n_steps, masking = settings.encoder, settings.n_latent_steps, MaskConfig()
     n_masked = count_masked(n_steps, masking)
     generator = torch.Generator().manual_seed(0)
@@ -256,7 +256,8 @@ def _synthetic(settings: TrainSettings, batch_size: int) -> Inputs:
     mask = torch.rand(batch_size, n_steps, generator=generator).argsort(dim=1) < n_masked
     shape = (batch_size, n_masked, masking.n_distractors)
     distractors = torch.randint(n_masked, shape, generator=generator, dtype=torch.int32)
-    return logmel, torch.full((batch_size,), n_frames), mask, distractors
+    device = settings.device
+    return logmel.to(device), None, mask.to(device), distractors.to(device)
 
 
 def _wait(device: torch.device) -> None:

@@ -76,11 +76,10 @@ def _contenders(
 ) -> dict[str, Callable[[], None]]:
     latents = torch.randn(batch_size, settings.n_latent_steps, config.dim, device=settings.device)
     lengths = torch.full((batch_size,), settings.n_latent_steps, device=settings.device)
-    padding_mask = torch.zeros(latents.shape[:2], dtype=torch.bool, device=settings.device)
     ours = ContextEncoder(config)
     theirs = _torchaudio(config)
     found = {
-        "melstream": _step(ours, lambda m: m(latents, padding_mask), settings),
+        "melstream": _step(ours, lambda m: m(latents, None), settings),
         "torchaudio Conformer": _step(theirs, lambda m: m(latents, lengths)[0], settings),
     }
     if find_spec("transformers") is not None:

@@ -212,7 +212,8 @@ def _learner(
             latent_dim=card.encoder.latent_dim,
             generator=generator,
         )
-        return {"loss": tagger.loss(model(logmel, n_frames, hidden), labels)}
+        padded = n_frames if batch.is_padded else None  # mixed clips are the longer of two
+        return {"loss": tagger.loss(model(logmel, padded, hidden), labels)}
 
     return Learner(
         tagger,

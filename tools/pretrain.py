@@ -136,7 +136,7 @@ def _card(
 
 
 def _losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    return model(batch.logmel, batch.n_frames, batch.mask, batch.distractors)
+    return model(batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors)
 
 
 def _encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:

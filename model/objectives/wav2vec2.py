@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from ..encoder import AudioEncoder, EncoderConfig
 from ..quantizer import GumbelQuantizer, Quantized, QuantizerConfig
 
+# SplitMix64's, as torch's signed numbers (Steele, Lea, Flood 2014, OOPSLA).
+_GOLDEN, _MIX_1, _MIX_2 = (
+    number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
 
 class Wav2Vec2Config(BaseModel):
     """Options of the objective."""
@@ -190,7 +195,7 @@ def info_nce(
         context, targets = context.float(), targets.float()
         similarity = F.normalize(context, dim=-1) @ F.normalize(targets, dim=-1).mT / temperature
         positive = similarity.diagonal(dim1=1, dim2=2)  # (B, M)
-        same = _equal_rows(targets.detach() if identities is None else identities.float())
+        same = _equal_rows(targets.detach() if identities is None else identities)
         others = similarity.masked_fill(same, -torch.inf)
         negative = others.gather(2, distractors.long())  # (B, M, N)
         logits = torch.cat([positive[..., None], negative], dim=-1)
@@ -200,9 +205,23 @@ def info_nce(
     return loss, is_right.float().mean()
 
 
-def _equal_rows(x: Float[Tensor, "B M D"]) -> Bool[Tensor, "B M M"]:
-    # The largest difference of each pair of rows; exact, and without a (B, M, M, D) array.
-    return torch.cdist(x, x, p=torch.inf) == 0
+def _equal_rows(x: Float32[Tensor, "B M D"] | Int[Tensor, "B M D"]) -> Bool[Tensor, "B M M"]:
+    """Compare all rows of a sample by a 64-bit sum of their bits.
+
+    One pass over the rows, where a comparison of all pairs makes M. Two rows that differ
+    have one sum with a probability of 2**-48, or 2**-64 where all bits of a value are used.
+    """
+    bits = (x + 0.0).view(torch.int32) if x.is_floating_point() else x  # -0.0 + 0.0 is 0.0
+    sums = (bits * _odd_numbers(x.shape[2], x.device)).sum(2)
+    return sums[:, :, None] == sums[:, None, :]
+
+
+def _odd_numbers(n: int, device: torch.device) -> Int64[Tensor, " n"]:
+    """Give n unrelated odd numbers of 64 bits: SplitMix64 of 1 to n."""
+    x = torch.arange(1, n + 1, device=device) * _GOLDEN
+    x = (x ^ (x >> 30)) * _MIX_1
+    x = (x ^ (x >> 27)) * _MIX_2
+    return x | 1
 
 
 def _take(x: Float[Tensor, "B S D"], steps: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:

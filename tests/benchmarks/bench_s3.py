@@ -171,6 +171,7 @@ def fill(server: ObjectServer, n_clips: int) -> str:
     """Write clips to a new bucket and return their address."""
     url = f"s3://{server.create_bucket()}/clips"
     write_clips(open_storage(url), n_clips)
+    os.sync()  # or the kernel writes them to the disk while others are timed
     return url
 
 
