@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_sample, write_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from melstream.pipeline.batch import Batch
-from melstream.pipeline.gather import gather, random_starts
+from melstream.pipeline.gather import address_of, gather, random_starts
 from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.masks import MaskConfig, count_masked
 from melstream.pipeline.order import EvaluationOrder, OrderConfig, TrainingOrder
@@ -208,6 +210,26 @@ def test_gather_equals_slices() -> None:
         expected = np.zeros((6, 8), np.float16)
         expected[: min(6, len(array))] = array[:6]
         np.testing.assert_array_equal(out[place], expected)
+
+
+@given(
+    first=st.integers(0, 70),
+    row_bytes=st.integers(1, 300),
+    runs=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 300)), min_size=1, max_size=5),
+)
+def test_gather_equals_slices_wherever_rows_and_runs_begin(
+    first: int, row_bytes: int, runs: list[tuple[int, int]]
+) -> None:
+    source = np.random.default_rng(0).integers(1, 255, 1_000, np.uint8)
+    sizes = np.array([min(size, row_bytes) for _, size in runs])
+    memory = np.full(first + len(runs) * row_bytes + 70, 255, np.uint8)
+    expected = memory.copy()
+    for b, ((start, _), size) in enumerate(zip(runs, sizes, strict=True)):
+        row = expected[first + b * row_bytes :][:row_bytes]
+        row[:size], row[size:] = source[start : start + size], 0
+    addresses = np.array([address_of(source) + start for start, _ in runs], np.uint64)
+    gather(addresses, sizes, memory[first:][: len(runs) * row_bytes].reshape(len(runs), -1))
+    np.testing.assert_array_equal(memory, expected)
 
 
 def test_gather_refuses_runs_that_do_not_fit() -> None:
