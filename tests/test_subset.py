@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from foreign_tars import clips, index_tars, write_tar
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
-from melstream.shards.index import COLUMNS
+from melstream.shards.index import COLUMNS, Index, write_index
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.selection import Bound, Selection
@@ -39,6 +40,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     samples = [make_sample(n, n_frames=20 + n, label_ids=(n % 3,)) for n in range(60)]
     shards = [samples[:7], samples[7:50], samples[50:]]
     return write_dataset(tmp_path_factory.mktemp("set") / "small", shards, n_classes=3)
+
+
+def test_labels_that_the_manifest_does_not_name_are_refused(small: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(small.folder, tmp_path / "small")
+    columns = {name: np.array(small.index.column(name)) for name in COLUMNS}
+    columns["label_ids"][7] = 3
+    write_index(open_storage(tmp_path / "small"), Index(columns))
+    with pytest.raises(DatasetError, match="`label_ids` must be labels of the manifest, found 3"):
+        run(open_dataset(tmp_path / "small"), tmp_path / "out", labels=("class 1",))
+    assert not (tmp_path / "out").exists()
 
 
 def rows_of(old: Dataset, new: Dataset) -> list[int]:

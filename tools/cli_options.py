@@ -39,12 +39,14 @@ Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; `auto` takes a GPU w
 
 
 @contextlib.contextmanager
-def resumable(how: str = "the same command goes on where it was") -> Iterator[None]:
+def resumable(
+    how: str = "the same command goes on where it was", console: Console = err_console
+) -> Iterator[None]:
     """Say after Ctrl-C that nothing is lost, and how it goes on."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        err_console.print(f"interrupted; {how}", highlight=False)
+        console.print(f"interrupted; {how}", highlight=False)
         raise typer.Exit(130) from interrupt
 
 

@@ -134,9 +134,10 @@ def _world(device: str) -> "Iterator[tuple[World, Console]]":
     """Join the other processes; only the main one has a console that shows something."""
     from .distributed import join_world
 
-    resume = resumable("--resume goes on from the last checkpoint")
-    with resume, join_world(choose_device(device)) as world:
-        yield world, err_console if world.is_main else silent_console
+    with join_world(choose_device(device)) as world:
+        console = err_console if world.is_main else silent_console
+        with resumable("--resume goes on from the last checkpoint", console):
+            yield world, console
 
 
 def _finish_run(out: Path, result: "Result", world: "World") -> None:

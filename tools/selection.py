@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset, open_dataset
+from ..shards.index_check import require_possible
 from ..shards.rows import FIGURES
 from ..shards.storage import open_storage
 from .inspect_leaks import is_shared
@@ -118,7 +119,9 @@ def select(dataset: Dataset, selection: Selection) -> Selected:
     Raises:
         ValueError: an unknown label or split, a file without an id of the set, a column that
             is unknown throughout, or nothing is left.
+        DatasetError: the index is damaged.
     """
+    require_possible(dataset.index, dataset.manifest, dataset.url)
     kept = np.ones(len(dataset), bool)
     steps = []
     for name, mask in _masks(dataset, selection):
