@@ -34,7 +34,7 @@ demo: $(INSTALLED)
 # -I: without it the current directory shadows the installed packages.
 # One thread per process: OpenMP's threads wait for each other by spinning.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -Im pytest -n auto --maxprocesses 4 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -Im pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check
