@@ -1,5 +1,6 @@
 """Shapes, padding, normalisation and sizes of the audio encoder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from melstream.model import (
     OBJECTIVES,
@@ -194,6 +196,23 @@ def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
             torch.arange(20).remainder(4).expand(3, 4, -1).int(),
         )
         assert (graphs.graph_count, graphs.graph_break_count) == (1, 0), graphs.break_reasons
+
+
+@torch.no_grad()
+def test_a_graph_for_a_gpu_leaves_the_depthwise_convolution_to_the_compiler() -> None:
+    operations: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        calls = (node for node in graph.graph.nodes if node.op == "call_function")
+        operations.extend(str(call.target) for call in calls)
+        return graph.forward
+
+    with FakeTensorMode():  # of a GPU that is not there
+        with torch.device("cuda"):
+            encoder, logmel = AudioEncoder(CONFIG).train(), torch.empty(3, 42, 8)
+        torch.compile(encoder, backend=backend, fullgraph=True)(logmel)
+    assert [operation for operation in operations if "scaled_dot_product" in operation]
+    assert not [operation for operation in operations if "conv" in operation]
 
 
 @torch.no_grad()
