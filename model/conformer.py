@@ -117,7 +117,8 @@ class Convolution(nn.Module):
         x = F.glu(self.gate(self.norm(x)))
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[..., None], 0.0)
-        x = depthwise_convolution(x, self.depthwise.weight, self.depthwise.bias)
+        weight, bias = self.depthwise.parameters()
+        x = depthwise_convolution(x, weight, bias)
         return self.mix(F.silu(self.sample_norm(x, padding_mask)))
 
 
