@@ -127,7 +127,7 @@ def flops_per_sample(settings: TrainSettings) -> int:
     """Count the operations of one step per sample, forward and backward."""
     encoder = settings.encoder.model_copy(update={"checkpoints_activations": False})
     model = PretrainingModel(AudioEncoder(encoder), build_objective("wav2vec2", {}, encoder))
-    inputs = _synthetic(settings, 1)
+    inputs = synthetic_batch(settings, 1)
     with FlopCounterMode(display=False) as counter:
         model.to(settings.device)(*inputs)["loss"].backward()
     counts = counter.get_flop_counts()["Global"]
@@ -166,8 +166,9 @@ def print_costs(costs: list[StepCost], settings: TrainSettings, console: Console
 def _measure(
     settings: TrainSettings, batch_size: int, *, flops: int, peak_flops: float
 ) -> StepCost:
+    torch.compiler.reset()  # or a second batch size would be compiled for any size
     reset_peak(settings.device)
-    step = _training_step(settings)
+    step = training_step(settings)
     seconds: list[float] = []
     waits: list[float] = []
     quarter = 0
@@ -197,7 +198,8 @@ def _measure(
     )
 
 
-def _training_step(settings: TrainSettings) -> Callable[[Inputs], None]:
+def training_step(settings: TrainSettings) -> Callable[[Inputs], None]:
+    """Give a fresh model's training step: forward, loss, backward, AdamW."""
     torch.manual_seed(0)
     encoder = AudioEncoder(settings.encoder)
     model = PretrainingModel(encoder, build_objective("wav2vec2", {}, settings.encoder))
@@ -219,7 +221,7 @@ def _training_step(settings: TrainSettings) -> Callable[[Inputs], None]:
 def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Inputs]]:
     """Give batches on the device: of the data set, or a synthetic one again and again."""
     if settings.data is None:
-        inputs = _synthetic(settings, batch_size)
+        inputs = synthetic_batch(settings, batch_size)
         yield iter(lambda: inputs, None)
         return
     dataset = open_dataset(settings.data)
@@ -246,7 +248,7 @@ def _inputs(batch: Batch) -> Inputs:
     return batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors
 
 
-def _synthetic(settings: TrainSettings, batch_size: int) -> Inputs:
+def synthetic_batch(settings: TrainSettings, batch_size: int) -> Inputs:
     """Make a batch of noise, without padding, with as many masked steps as training has."""
     config, n_steps, masking = settings.encoder, settings.n_latent_steps, MaskConfig()
     n_masked = count_masked(n_steps, masking)
