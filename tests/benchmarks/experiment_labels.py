@@ -108,11 +108,11 @@ def build(corpora: Path, shards: Path, tasks: list[str]) -> None:
         melstream("merge", *sources, "--out", shards / "pretrain")
 
 
-def pretrain(shards: Path, run: Path, steps: int) -> None:
+def pretrain(shards: Path, run: Path, *, steps: int, seed: int) -> None:
     """Pre-train the encoder."""
     if (run / "model").exists():
         return
-    changes = settings(PRETRAIN | {"train.steps": steps})
+    changes = settings(PRETRAIN | {"train.steps": steps, "train.seed": seed})
     data = ("--data", shards / "pretrain", "--out", run, "--resume")
     melstream("pretrain", "demo-pretrain", *data, *changes)
 
@@ -290,10 +290,16 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pretrain-steps", type=int, default=2_500)
+    parser.add_argument("--pretrain-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=450, help=STEPS_HELP)
     arguments = parser.parse_args()
     build(arguments.corpora, arguments.out / "shards", arguments.tasks)
-    pretrain(arguments.out / "shards", arguments.out / "pretrain", arguments.pretrain_steps)
+    pretrain(
+        arguments.out / "shards",
+        arguments.out / "pretrain",
+        steps=arguments.pretrain_steps,
+        seed=arguments.pretrain_seed,
+    )
     path = arguments.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for task in arguments.tasks:
