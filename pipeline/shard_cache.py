@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..shards.dataset import Dataset
 from ..shards.storage import Payload, StorageError
@@ -84,6 +84,13 @@ class CacheConfig(BaseModel):
         description="compare each log-mel of a local data set with its hash when it is read; "
         "what comes from an object store is compared always",
     )
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _check_is_local(cls, folder: object) -> object:
+        if "://" in str(folder):
+            raise ValueError(f"must be on a disk of this machine, found {folder}")
+        return folder
 
 
 def piece_name(dataset: Dataset, shard: int, first_byte: int, n_bytes: int) -> str:

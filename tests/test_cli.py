@@ -116,6 +116,17 @@ def test_build_then_inspect_and_verify(
             "`--set train.validate_every=5` needs held-out data; give --valid, or leave it out",
         ),
         (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
+        (
+            ["pretrain", "demo-pretrain", "--data", "{tmp}/empty", "--out", "s3://bucket/run"],
+            2,
+            "must be on a disk of this machine",
+        ),
+        (
+            [*PRETRAIN, "{tmp}/empty", "--set", "data.cache.folder=s3://bucket/cache"],
+            2,
+            "must be on a disk of this machine, found s3://bucket/cache",
+        ),
+        (["inspect", "{tmp}/empty", "--html", "{tmp}/empty"], 2, "found the folder"),
     ],
 )  # fmt: skip
 def test_a_wrong_call_says_what_is_wrong_and_leaves_nothing(

@@ -26,6 +26,8 @@ from .cli_options import (
     Json,
     choose_device,
     err_console,
+    local_file,
+    local_path,
     out_console,
     resumable,
 )
@@ -110,10 +112,13 @@ def verify(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, Argument(metavar="RUN", help="A run of `melstream finetune`.")],
+    model: Annotated[
+        Path, Argument(metavar="RUN", parser=local_path, help="A run of `melstream finetune`.")
+    ],
     data: Data,
     out: Annotated[
-        Path | None, Option("--out", metavar="FILE", help="Write the figures as JSON.")
+        Path | None,
+        Option("--out", metavar="FILE", parser=local_file, help="Write the figures as JSON."),
     ] = None,
     top: Annotated[int, Option(min=0, help="Classes to list, weakest first.")] = 10,
     device: Device = "auto",
@@ -143,12 +148,17 @@ def demo(
         Option(
             "--out",
             metavar="FOLDER",
+            parser=local_path,
             help="Where everything goes; a second run goes on from there.",
         ),
     ] = Path("melstream-demo"),
     source: Annotated[
         Path | None,
-        Option(metavar="FOLDER", help="train/<class>/ and eval/<class>/ of your own instead."),
+        Option(
+            metavar="FOLDER",
+            parser=local_path,
+            help="train/<class>/ and eval/<class>/ of your own instead.",
+        ),
     ] = None,
     jobs: Annotated[int, Option(min=0, help="Processes that build; 0 = one per core.")] = 0,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from .cli_options import Device, Json, choose_device, out_console
+from .cli_options import Device, Json, choose_device, local_path, out_console
 
 bench_app = typer.Typer(
     help="Measure speed on this machine, beside named peers.", no_args_is_help=True
@@ -16,7 +16,9 @@ bench_app = typer.Typer(
 
 @bench_app.command("build")
 def bench_build(
-    source: Annotated[Path, Argument(metavar="FOLDER", help="Audio files, at any depth.")],
+    source: Annotated[
+        Path, Argument(metavar="FOLDER", parser=local_path, help="Audio files, at any depth.")
+    ],
     window_s: Annotated[
         float, Option("--window-seconds", min=0.1, help="Length of a sample.")
     ] = 10.0,
@@ -133,7 +135,11 @@ def bench_loader(
     ] = 2.0,
     cache: Annotated[
         Path | None,
-        Option(metavar="FOLDER", help="Keep shards of an object store here; default: in memory."),
+        Option(
+            metavar="FOLDER",
+            parser=local_path,
+            help="Keep shards of an object store here; default: in memory.",
+        ),
     ] = None,
     model: Annotated[
         str,

@@ -9,7 +9,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ..shards.manifest import Manifest
-from .cli_options import Json, err_console, out_console
+from .cli_options import Json, err_console, local_path, out_console
 
 data_app = typer.Typer()
 
@@ -171,7 +171,13 @@ def merge(
 def export_lhotse(
     place: Place,
     out: Annotated[
-        Path, Option("--out", metavar="FOLDER", help="Gets cuts.jsonl.gz and the features.")
+        Path,
+        Option(
+            "--out",
+            metavar="FOLDER",
+            parser=local_path,
+            help="Gets cuts.jsonl.gz and the features.",
+        ),
     ],
 ) -> None:
     """Copy a data set into cuts with precomputed features that lhotse loads by itself.

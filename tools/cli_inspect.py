@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from .cli_options import Json, err_console, out_console
+from .cli_options import Json, err_console, local_file, out_console
 
 if TYPE_CHECKING:
     from ..shards.dataset import Dataset
@@ -35,7 +35,11 @@ def inspect(
     top: Annotated[int, Option(min=1, help="Classes to list.")] = 20,
     html: Annotated[
         Path | None,
-        Option(metavar="FILE", dir_okay=False, help="Write a page with plots and clips to see."),
+        Option(
+            metavar="FILE",
+            parser=local_file,
+            help="Write a page with plots and clips to see.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,10 +87,14 @@ def show(
     place: Place,
     key: Annotated[str, Argument(metavar="KEY", help="The clip's key.")],
     png: Annotated[
-        Path | None, Option("--png", metavar="FILE", help="Write the spectrogram as a picture.")
+        Path | None,
+        Option(
+            "--png", metavar="FILE", parser=local_file, help="Write the spectrogram as a picture."
+        ),
     ] = None,
     audio: Annotated[
-        Path | None, Option("--audio", metavar="FILE", help="Write the waveform, as FLAC.")
+        Path | None,
+        Option("--audio", metavar="FILE", parser=local_file, help="Write the waveform, as FLAC."),
     ] = None,
 ) -> None:
     """Say what is known of one clip and draw its spectrogram.

@@ -16,8 +16,36 @@ out_console = Console()
 err_console = Console(stderr=True)
 silent_console = Console(quiet=True)
 
+
+def local_path(text: str) -> Path:
+    """Read a path on a disk of this machine.
+
+    Raises:
+        typer.BadParameter: it is the address of something in an object store.
+    """
+    if "://" in text:
+        raise typer.BadParameter(
+            f"must be on a disk of this machine, found {text}; copy it over, before or afterwards"
+        )
+    return Path(text)
+
+
+def local_file(text: str) -> Path:
+    """Read the path of a file to be written, on a disk of this machine.
+
+    Raises:
+        typer.BadParameter: there is a folder of that name, or it is in an object store.
+    """
+    path = local_path(text)
+    if path.is_dir():
+        raise typer.BadParameter(f"must be a file to write, found the folder {path}")
+    return path
+
+
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[Path, Option("--out", metavar="FOLDER", help="Where the result goes.")]
+Out = Annotated[
+    Path, Option("--out", metavar="FOLDER", parser=local_path, help="Where the result goes.")
+]
 Data = Annotated[str, Option("--data", metavar="URL", help="A data set made by `melstream build`.")]
 Mixture = Annotated[
     list[str],

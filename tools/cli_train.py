@@ -17,6 +17,7 @@ from .cli_options import (
     Resume,
     choose_device,
     err_console,
+    local_path,
     out_console,
     resumable,
     silent_console,
@@ -78,7 +79,11 @@ def finetune(
     out: Out,
     encoder: Annotated[
         Path | None,
-        Option(metavar="RUN", help="A run of `melstream pretrain`; without it, from scratch."),
+        Option(
+            metavar="RUN",
+            parser=local_path,
+            help="A run of `melstream pretrain`; without it, from scratch.",
+        ),
     ] = None,
     valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
     folds: Annotated[
