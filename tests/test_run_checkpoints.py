@@ -60,7 +60,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> TwoProcesses:
 
 @pytest.fixture
 def checkpoints(quiet: Console) -> Callable[[Path], RunCheckpoints]:
-    return lambda folder: RunCheckpoints(folder, {}, keep_last=2, console=quiet)
+    return lambda folder: RunCheckpoints(folder, {}, every=2, keep_last=2, console=quiet)
 
 
 def save(run: Path, *steps: int) -> None:

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,10 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_over_by_itself(
         (checkpoint(tmp_path / "run", step) / "checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match="there is none before it: start anew"):
         run_pretrain(data, tmp_path / "run", quiet, resume=True)
+    for _ in range(2):  # torchrun starts its processes again
+        with pytest.raises(CheckpointError, match=r"refused-step-000010 is damaged.* start anew"):
+            run_pretrain(data, tmp_path / "run", quiet, resume=True)
+    assert losses(tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_run_is_refused(
@@ -253,6 +259,32 @@ def test_the_mean_of_the_last_checkpoints_becomes_the_model(
     tagger, _ = load_tagger(tmp_path / "run")
     expected = average_states(states)
     assert all(torch.equal(value, expected[name]) for name, value in tagger.state_dict().items())
+
+
+def test_a_run_that_was_stopped_in_between_logs_and_averages_the_same(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SMALL, "train.steps=9", "train.checkpoint_every=3", "train.average_last=3",
+            "train.keep_last=3", "train.log_every=4"]  # fmt: skip
+    run_finetune(data, tmp_path / "whole", quiet, *sets)
+    for step in (1, 4):
+        with monkeypatch.context() as patch:
+            die_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            result = run_finetune(data, tmp_path / "broken", quiet, *sets, resume=True)
+        assert (result.is_complete, result.step) == (False, step + 1)
+    run_finetune(data, tmp_path / "broken", quiet, *sets, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    one, other = (load_tagger(tmp_path / name)[0].state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_an_average_of_fewer_checkpoints_says_so(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    sets = [*SMALL, "train.steps=3", "train.average_last=2"]
+    run_finetune(data, tmp_path / "run", quiet, *sets)
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "the model is the average of 1 checkpoints, not of 2" in said
 
 
 def test_the_moving_average_becomes_the_model(

@@ -8,6 +8,7 @@ job that restarts by itself at night has nobody to ask. A checkpoint that is who
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,29 @@ class RunCheckpoints:
     Args:
         folder: of the run.
         config: everything that decides the run's weights; kept in each checkpoint.
-        keep_last: how many to keep beside the best.
+        every: steps from one regular checkpoint to the next; others are of a validation, of
+            the end, or of a run that was stopped.
+        keep_last: how many regular ones to keep, beside the newest and the best.
         console: where warnings are shown.
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], *, keep_last: int, console: Console
+        self, folder: Path, config: dict[str, Any], *, every: int, keep_last: int, console: Console
     ) -> None:
         self._root = folder / CHECKPOINTS_NAME
-        self._config, self._keep_last, self._console = config, keep_last, console
+        self._config, self._every, self._keep_last = config, every, keep_last
+        self._console = console
 
     def save(
-        self, model_state: dict[str, Tensor], updater: Updater, at: Progress, order: dict[str, Any]
+        self, model_state: dict[str, Tensor], updater: Updater, at: Progress, state: dict[str, Any]
     ) -> None:
         """Write a checkpoint and remove those that are not needed any more.
+
+        Args:
+            model_state: weights by name.
+            updater: optimiser, moving average and count of skipped steps.
+            at: where the run stands.
+            state: what else it takes to go on, as plain data.
 
         Raises:
             MelstreamError: a weight is not finite.
@@ -98,12 +108,13 @@ class RunCheckpoints:
             average_state=None if average is None else average.state_dict(),
             meta={
                 "run": self._config,
-                "order": order,
                 "progress": asdict(at),
                 "n_skipped": int(updater.n_skipped),
+                **state,
             },
         )
-        prune_checkpoints(self._root, self._keep_last, keep={self._path(at.best_step)})
+        regular = self._regular(at.step, self._keep_last)
+        prune_checkpoints(self._root, 1, keep={self._path(at.best_step), *regular})
 
     def last(self) -> Checkpoint | None:
         """Return the last checkpoint that is whole; None for a run that has none yet.
@@ -121,6 +132,12 @@ class RunCheckpoints:
                 continue
             self._require_same_run(checkpoint)
             return checkpoint
+        if refused := sorted(self._root.glob("refused-*")):
+            raise DamagedCheckpointError(
+                f"{refused[-1]} is damaged and no checkpoint before it is whole",
+                "start anew in another --out",
+                refused[-1],
+            )
         return None
 
     def shared_last(self, world: World) -> Checkpoint | None:
@@ -141,10 +158,19 @@ class RunCheckpoints:
         name = world.on_main(choose)
         return world.on_all(lambda: own[0] if own else self._read_chosen(name, world.rank))
 
-    def average_last(self, n: int) -> dict[str, Tensor]:
-        """Average the weights of the last checkpoints, the moving average where there is one."""
-        paths = sorted(self._root.glob("step-*"), key=lambda path: int(path.name[5:]))
-        return average_states([weights_of(load_checkpoint(path)) for path in paths[-n:]])
+    def average_last(self, n: int, step: int) -> dict[str, Tensor]:
+        """Average the weights of the last regular checkpoints, that of ``step`` among them.
+
+        Where the run keeps a moving average, these are the average's. A run that was stopped in
+        between has checkpoints of other steps, too: they are left out.
+        """
+        paths = self._regular(step, n)
+        if len(paths) < n:
+            self._warn(
+                f"the model is the average of {len(paths)} checkpoints, not of {n}: the run has "
+                "no more; lower train.checkpoint_every next time"
+            )
+        return average_states([weights_of(load_checkpoint(path)) for path in paths])
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """Return the weights that were validated at a step."""
@@ -159,12 +185,16 @@ class RunCheckpoints:
         if before is None:
             remedy = f"it is {aside} now and there is none before it: start anew in another --out"
             raise DamagedCheckpointError(error.reason, remedy, aside) from error
-        self._console.print(
-            f"warning: {error.reason}; it is {aside} now, and the run goes on from {before}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-        )
+        self._warn(f"{error.reason}; it is {aside} now, and the run goes on from {before}")
+
+    def _regular(self, step: int, n: int) -> list[Path]:
+        """Return the last n checkpoints of every so many steps, that of ``step`` being one."""
+        steps = {*range(self._every, step, self._every), step}
+        paths = (self._path(step) for step in sorted(steps, reverse=True))
+        return list(islice((path for path in paths if path.is_dir()), n))
+
+    def _warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
 
     def _read_chosen(self, name: str | None, rank: int) -> Checkpoint | None:
         """Read what the main process has found whole."""

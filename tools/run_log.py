@@ -9,9 +9,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,19 +46,37 @@ class Window:
         A figure without any step that counts is left out.
         """
         start = time.perf_counter()
-        names = sorted(self.steps[0])
-        table = torch.stack(
-            [torch.stack([step[name].float() for name in names]) for step in self.steps]
-        )  # (steps, names)
-        counts = table[:, [names.index("is_skipped")]] == 0
-        sums = torch.where(counts, table, 0.0).sum(0) / counts.sum()
-        means = dict(zip(names, world.mean(sums).tolist(), strict=True))
+        names, table, counts = self._table()
+        means = dict(zip(names, world.mean(table.sum(0) / counts.sum()).tolist(), strict=True))
         del means["is_skipped"]
         total_s = self.total_s + time.perf_counter() - start  # the device may have been behind
         return {name: value for name, value in means.items() if math.isfinite(value)} | {
             "samples_per_s": self.n_samples * world.size / total_s,
             "data_wait_share": self.waited_s / total_s,
         }
+
+    def state(self, world: World) -> dict[str, Any]:
+        """Return the scalars of each step, means over the processes, for a checkpoint."""
+        if not self.steps:
+            return {}
+        names, table, counts = self._table()
+        table[:, names.index("is_skipped")] = (~counts[:, 0]).float()
+        return {"names": names, "steps": world.mean(table).tolist()}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], device: torch.device) -> Self:
+        """Make a window whose steps are those of ``state``; seconds and samples start at none."""
+        rows = torch.tensor(state.get("steps", []), dtype=torch.float32, device=device)
+        return cls([dict(zip(state["names"], row, strict=True)) for row in rows])
+
+    def _table(self) -> tuple[list[str], Float32[Tensor, "steps names"], Bool[Tensor, "steps 1"]]:
+        """Return all scalars, zeros in steps that were skipped, and which were not."""
+        names = sorted(self.steps[0])
+        table = torch.stack(
+            [torch.stack([step[name].float() for name in names]) for step in self.steps]
+        )
+        counts = table[:, [names.index("is_skipped")]] == 0
+        return names, torch.where(counts, table, 0.0), counts
 
 
 class Sink(Protocol):

@@ -108,9 +108,13 @@ class Trainer:
         self._world = world
         self._updater = Updater(learner, train=recipe.train, optim=recipe.optim, world=world)
         self._checkpoints = RunCheckpoints(
-            folder, config, keep_last=recipe.train.keep_last, console=console
+            folder,
+            config,
+            every=recipe.train.checkpoint_every,
+            keep_last=recipe.train.keep_last,
+            console=console,
         )
-        self._at = Progress()
+        self._at, self._window = Progress(), Window()
 
     def run(self, title: str, *, resume: bool) -> Result:
         """Train to the last step, until validation gets no better, or until SIGTERM or Ctrl-C.
@@ -157,14 +161,14 @@ class Trainer:
         average, these are the average's.
         """
         if self._train.average_last:
-            return self._checkpoints.average_last(self._train.average_last)
+            return self._checkpoints.average_last(self._train.average_last, self._at.step)
         if self._at.best_step not in (-1, self._at.step):
             return self._checkpoints.weights(self._at.best_step)
         average = self._updater.average
         return (self._learner.module if average is None else average).state_dict()
 
     def _loop(self, log: RunLog, view: View, received: list[int]) -> None:
-        agreement, window = Agreement(self._world), Window()
+        agreement = Agreement(self._world)
         is_saved, is_stopped = True, False
         if self._at.step > 0:  # the run may have died while it validated
             self._validate_and_save(log, view)
@@ -172,11 +176,10 @@ class Trainer:
         with closing(self._loader.batches(self._at.step, self._train.steps)) as on_host:
             batches = on_device(on_host, self._world.device)
             while not (self._is_over() or is_stopped):
-                self._timed_step(batches, window)
+                self._timed_step(batches)
                 view.step(self._at.step)
                 if self._is_due(self._train.log_every):
-                    self._write(log, view, window)
-                    window = Window()
+                    self._write(log, view)
                 is_saved = self._is_due(self._train.checkpoint_every)
                 if is_saved:  # before the validation: a run that dies in it loses nothing
                     self._save()
@@ -196,18 +199,19 @@ class Trainer:
         is_stale = 0 < self._train.stop_after <= self._at.n_worse
         return is_stale or self._at.step == self._train.steps
 
-    def _timed_step(self, batches: Iterator[Batch], window: Window) -> None:
+    def _timed_step(self, batches: Iterator[Batch]) -> None:
         start = time.perf_counter()
         batch = next(batches)
         waited_s = time.perf_counter() - start
         figures = self._updater.update(self._at.step, batch)
         self._at.step += 1
         total_s = time.perf_counter() - start
-        window.add(figures, len(batch.rows), waited_s=waited_s, total_s=total_s)
+        self._window.add(figures, len(batch.rows), waited_s=waited_s, total_s=total_s)
 
-    def _write(self, log: RunLog, view: View, window: Window) -> None:
+    def _write(self, log: RunLog, view: View) -> None:
         n_skipped = int(self._updater.n_skipped)
-        figures = window.figures(self._world) | self._updater.rates()
+        figures = self._window.figures(self._world) | self._updater.rates()
+        self._window = Window()
         if self._learner.peak_samples_per_s is not None:
             at_peak = self._learner.peak_samples_per_s * self._world.size
             figures["mfu"] = figures["samples_per_s"] / at_peak
@@ -261,17 +265,21 @@ class Trainer:
         return True
 
     def _save(self) -> None:
-        order = self._order.state(self._at.step)
+        state = {
+            "order": self._order.state(self._at.step),
+            "window": self._window.state(self._world),
+        }
         if self._world.is_main:
-            self._checkpoints.save(
-                self._learner.module.state_dict(), self._updater, self._at, order
-            )
+            weights = self._learner.module.state_dict()
+            self._checkpoints.save(weights, self._updater, self._at, state)
 
     def _restore(self) -> None:
         checkpoint = self._checkpoints.shared_last(self._world)
         if checkpoint is None:
+            self._say(f"no checkpoint in {self._folder} yet: starting at step 0")
             return
         self._at = Progress(**checkpoint.meta["progress"])
+        self._window = Window.of_state(checkpoint.meta["window"], self._world.device)
         self._at.step = self._order.resume(checkpoint.meta["order"])
         self._learner.module.load_state_dict(checkpoint.model_state)
         self._updater.restore(checkpoint)
