@@ -67,6 +67,11 @@ class Checkpoint:
     meta: dict[str, Any]
     """The trainer's own dict, as JSON gives it back: tuples became lists."""
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that a model would get: the moving average's where there is one."""
+        return self.model_state if self.average_state is None else self.average_state
+
 
 def save_checkpoint(
     root: Path,
@@ -147,6 +152,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         average_state=read_weights(path / _AVERAGE, remedy=remedy) if has_average else None,
         meta=document.meta,
     )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is, or was meant to be, a checkpoint."""
+    return (folder / _CHECKPOINT).is_file()
 
 
 def latest_checkpoint(root: Path) -> Path | None:

@@ -103,7 +103,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> "AudioMod
     except ValidationError as error:
         raise CheckpointError(
             f"{saved.path / 'model.json'} is not a model card: {error}",
-            "export the model again",
+            "copy the model again",
             saved.path,
         ) from error
     encoder = AudioEncoder(card.encoder)

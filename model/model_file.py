@@ -86,7 +86,7 @@ def load_model_file(folder: Path) -> SavedModel:
     Raises:
         CheckpointError: it is missing, damaged, or of another format version.
     """
-    remedy = "copy or export the model again"
+    remedy = "copy the model again"
     document = read_document(folder, _CARD, _ModelFile, remedy=remedy)
     check_sums(folder, document.sha256, WEIGHTS, remedy=remedy)
     return SavedModel(folder, read_weights(folder / WEIGHTS, remedy=remedy), document.card)

@@ -301,3 +301,42 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     with pytest.raises(MelstreamError, match="weights are not finite at step 8"):
         run_pretrain(data, tmp_path / "run", quiet)
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-000004"
+
+
+def test_a_checkpoint_is_a_start_for_fine_tuning(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run = tmp_path / "run"
+    run_pretrain(data, run, quiet)
+    shutil.rmtree(run / "model")  # as if it had not come to its end
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    with pytest.raises(DatasetError, match=f"not finished; .* its last checkpoint: {checkpoint}"):
+        run_finetune(data, tmp_path / "tagger", quiet, encoder=run)
+    encoder, card = load_encoder(checkpoint)
+    assert card.steps == 10
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, weights(run)[f"encoder.{name}"])
+    run_finetune(data, tmp_path / "tagger", quiet, encoder=checkpoint)
+    last = latest_checkpoint(tmp_path / "tagger" / "checkpoints")
+    assert last is not None
+    from_run, from_checkpoint = load_tagger(tmp_path / "tagger")[0], load_tagger(last)[0]
+    for name, value in from_run.state_dict().items():
+        assert torch.equal(from_checkpoint.state_dict()[name], value)
+
+
+def test_a_run_is_not_resumed_with_another_encoder(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    for seed in (1, 2):
+        run_pretrain(data, tmp_path / f"encoder-{seed}", quiet, f"train.seed={seed}")
+    wide = ["model.overrides.dim=128"]
+    run_pretrain(data, tmp_path / "wide", quiet, *wide)
+    run_finetune(data, tmp_path / "run", quiet, encoder=tmp_path / "encoder-1")
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, [*SMALL, "train.steps=6"])
+    for other, difference in (("encoder-2", "encoder.start"), ("wide", "encoder.dim")):
+        with pytest.raises(DatasetError, match=f"`{difference}`: saved"):
+            finetune(
+                recipe, data.folder, tmp_path / "run", device=CPU, console=quiet,
+                encoder_path=tmp_path / other, resume=True,
+            )  # fmt: skip

@@ -21,7 +21,7 @@ from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from .distributed import World
 from .evaluate import predict, write_report
-from .model_folder import ModelCard, load_encoder, load_tagger, require_features
+from .model_folder import ModelCard, load_encoder, load_tagger, require_features, weights_digest
 from .recipe import FinetuneRecipe
 from .run_folder import HEADLINE, VALIDATION_NAME
 from .train_step import Learner
@@ -89,6 +89,7 @@ def finetune(
     _require_labels(dataset, recipe.tagger.task)
     held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
     tagger, card = _build(recipe, dataset, encoder_path)
+    start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
     order, _, loader = training_batches(
         [dataset], recipe, stride=card.encoder.stride, min_frames=1,
@@ -96,16 +97,17 @@ def finetune(
     )  # fmt: skip
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
+    config |= {"encoder": {"start": start, **card.encoder.model_dump()}}
     rows = None if part is None else part.held_out
     trainer = Trainer(
         _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world)),
-        order, loader, recipe=recipe, folder=out, config=config, console=console, world=world,
+        order, loader, recipe=recipe, folder=out, config=config, card=card, console=console,
+        world=world,
     )  # fmt: skip
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete:
-        card = card.model_copy(update={"steps": result.step})
         finish_run(
-            out, trainer.final_weights, card, world=world,
+            out, trainer.final_weights, trainer.card(), world=world,
             measure=lambda: _write_evaluation(out, held_out, rows, world),
         )  # fmt: skip
     return result
@@ -149,7 +151,7 @@ def _build(
         tagger=recipe.tagger,
         label_names=manifest.label_names,
         trained_on=(*history, manifest.fingerprint),
-        steps=recipe.train.steps,
+        steps=0,
     )
     return Tagger(encoder, recipe.tagger, len(manifest.label_names)), card
 

@@ -1,12 +1,15 @@
 """A model on disk: weights, and the card that says how to build and feed it."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
+from ..model.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint
 from ..model.encoder import AudioEncoder, EncoderConfig
 from ..model.model_file import load_model_file, save_model
 from ..model.tagger import Tagger, TaggerConfig
@@ -31,15 +34,23 @@ class ModelCard(BaseModel):
     steps: int = Field(description="updates of the last training")
 
 
-def write_model(folder: Path, state: dict[str, Any], card: ModelCard) -> None:
+def write_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write the final model of a run."""
     save_model(folder, state, card.model_dump(mode="json"))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a short sum of all weights of a module on the CPU."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_encoder(
     path: Path, changes: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[AudioEncoder, ModelCard]:
-    """Load a pre-trained encoder from a run folder or a model folder.
+    """Load a pre-trained encoder from the folder of a run, a model or a checkpoint.
 
     Args:
         path: the folder.
@@ -59,7 +70,7 @@ def load_encoder(
 
 
 def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
-    """Load a fine-tuned tagger from a run folder or a model folder.
+    """Load a fine-tuned tagger from the folder of a run, a model or a checkpoint.
 
     Raises:
         DatasetError: there is no model, or it is not a tagger.
@@ -79,16 +90,34 @@ def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
     card.features.require_same(manifest.features, where)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], ModelCard]:
+def _read(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
     folder = path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
     if (path / CHECKPOINTS_NAME).is_dir() and folder == path:
-        raise DatasetError(f"the run in {path} is not finished; go on with it by --resume")
+        last = latest_checkpoint(path / CHECKPOINTS_NAME)
+        instead = "" if last is None else f", or give its last checkpoint: {last}"
+        raise DatasetError(f"the run in {path} is not finished; go on with it by --resume{instead}")
     if not folder.is_dir():
         raise DatasetError(
             f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'"
         )
+    if is_checkpoint(folder):
+        checkpoint = load_checkpoint(folder)
+        card = _card(checkpoint.meta.get("card", {}), folder)
+        return model_part(checkpoint.weights, card), card
     saved = load_model_file(folder)
+    return saved.model_state, _card(saved.card, folder)
+
+
+def _card(content: dict[str, Any], folder: Path) -> ModelCard:
     try:
-        return saved.model_state, ModelCard.model_validate(saved.card)
+        return ModelCard.model_validate(content)
     except ValidationError as error:
-        raise DatasetError(f"{folder / 'model.json'} is not a model card: {error}") from error
+        raise DatasetError(f"{folder} has no model card that can be read: {error}") from error
+
+
+def model_part(state: Mapping[str, Tensor], card: ModelCard) -> Mapping[str, Tensor]:
+    """Return the weights of the model among those of its run: of pre-training the encoder's."""
+    if card.kind == "tagger":
+        return state
+    prefix = "encoder."
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}

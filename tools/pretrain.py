@@ -82,13 +82,13 @@ def pretrain(
         recipe=recipe,
         folder=out,
         config=run_config(recipe.model_dump(mode="json"), order, features),
+        card=_card(recipe, encoder_config, datasets),
         console=console,
         world=world,
     )
     result = trainer.run("pre-training", resume=resume)
     if result.is_complete:
-        card = _card(recipe, encoder_config, datasets, result.step)
-        finish_run(out, lambda: _encoder_part(trainer.final_weights()), card, world=world)
+        finish_run(out, trainer.final_weights, trainer.card(), world=world)
     return result
 
 
@@ -122,24 +122,16 @@ def _learner(
     )
 
 
-def _card(
-    recipe: PretrainRecipe, encoder: EncoderConfig, datasets: Sequence[Dataset], n_steps: int
-) -> ModelCard:
+def _card(recipe: PretrainRecipe, encoder: EncoderConfig, datasets: Sequence[Dataset]) -> ModelCard:
     return ModelCard(
         kind="encoder",
         encoder=encoder,
         features=datasets[0].manifest.features,
         crop_s=recipe.data.crop_s,
         trained_on=tuple(dataset.manifest.fingerprint for dataset in datasets),
-        steps=n_steps,
+        steps=0,
     )
 
 
 def _losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return model(batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors)
-
-
-def _encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the encoder, under its own names."""
-    prefix = "encoder."
-    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}

@@ -170,11 +170,11 @@ class RunCheckpoints:
                 f"the model is the average of {len(paths)} checkpoints, not of {n}: the run has "
                 "no more; lower train.checkpoint_every next time"
             )
-        return average_states([weights_of(load_checkpoint(path)) for path in paths])
+        return average_states([load_checkpoint(path).weights for path in paths])
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """Return the weights that were validated at a step."""
-        return weights_of(load_checkpoint(self._path(step)))
+        return load_checkpoint(self._path(step)).weights
 
     def _path(self, step: int) -> Path:
         return self._root / f"step-{step:06d}"
@@ -214,8 +214,3 @@ class RunCheckpoints:
                 f"{checkpoint.path} belongs to another run ({'; '.join(changed)}); to go on from "
                 f"the one before it: rm -r {checkpoint.path}"
             )
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the weights a checkpoint would make a model of."""
-    return checkpoint.model_state if checkpoint.average_state is None else checkpoint.average_state

@@ -25,7 +25,7 @@ from ..shards.errors import MelstreamError
 from .distributed import Agreement, World
 from .health import Circumstances, DeadRunError, find_illness
 from .live_view import View, live_view
-from .model_folder import ModelCard, write_model
+from .model_folder import ModelCard, model_part, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
 from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, require_shared
@@ -64,14 +64,14 @@ def finish_run(
 
     Args:
         folder: of the run.
-        weights: gives those of the model, in the main process.
+        weights: gives those of the run, in the main process.
         card: what belongs to them.
         world: this process among those of the run; each of them has to call.
         measure: called by each when the model is written, and before the page is.
     """
     from .run_report import write_run_report  # plotly takes half a second to import
 
-    world.on_main(lambda: write_model(folder / MODEL_NAME, weights(), card))
+    world.on_main(lambda: write_model(folder / MODEL_NAME, model_part(weights(), card), card))
     measure()
     world.on_main(lambda: write_run_report(folder, folder / REPORT_NAME))
 
@@ -85,6 +85,7 @@ class Trainer:
         recipe: its sections for the optimiser, the loop and the alarm.
         folder: of the run.
         config: everything that decides the run's weights; kept in every checkpoint.
+        card: of the model that the run makes, without its steps.
         console: where progress is shown.
         world: this process among those of the run.
     """
@@ -98,9 +99,11 @@ class Trainer:
         recipe: Recipe,
         folder: Path,
         config: dict[str, Any],
+        card: ModelCard,
         console: Console,
         world: World,
     ) -> None:
+        self._card = card
         self._learner, self._order, self._loader = learner, order, loader
         self._train, self._health = recipe.train, recipe.health
         self._circumstances = Circumstances(recipe.optim.warmup_steps, learner.chance)
@@ -152,6 +155,10 @@ class Trainer:
         ):
             self._loop(log, view, received)
         return Result(self._at.step, self._is_over(), log.last, time.monotonic() - start)
+
+    def card(self) -> ModelCard:
+        """Return the card of the model as it is now."""
+        return self._card.model_copy(update={"steps": self._at.step})
 
     def final_weights(self) -> dict[str, Tensor]:
         """Return what becomes the model.
@@ -268,6 +275,7 @@ class Trainer:
         state = {
             "order": self._order.state(self._at.step),
             "window": self._window.state(self._world),
+            "card": self.card().model_dump(mode="json"),
         }
         if self._world.is_main:
             weights = self._learner.module.state_dict()
