@@ -132,7 +132,8 @@ class AudioEncoder(nn.Module):
         Args:
             logmel: float16 or float32, shape (B, T, n_mels), not normalised.
             n_frames: integer, shape (B,): valid log-mel frames of each sample. What
-                lies beyond is set to zero after the normalisation, whatever it was;
+                lies beyond is set to zero after the normalisation, whatever it was, unless
+                the config lets padding be seen;
                 a latent step with only some valid frames counts as padding, but for
                 the first, so that the shortest clip has a step.
                 None: every frame is valid.
@@ -149,8 +150,10 @@ class AudioEncoder(nn.Module):
         logmel = self.normalizer(logmel)
         if n_frames is None:
             return self.feature_encoder(logmel), None
-        frame_padding = _padding_mask(n_frames, logmel.shape[1])
-        latents = self.feature_encoder(logmel.masked_fill(frame_padding[..., None], 0.0))
+        if self.config.hides_padding:
+            frame_padding = _padding_mask(n_frames, logmel.shape[1])
+            logmel = logmel.masked_fill(frame_padding[..., None], 0.0)
+        latents = self.feature_encoder(logmel)
         n_steps = (n_frames // self.config.stride).clamp(min=1)
         return latents, _padding_mask(n_steps, latents.shape[1])
 

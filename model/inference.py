@@ -261,6 +261,8 @@ class AudioModel:
             for start in range(0, len(waveform), size)
             if start == 0 or len(waveform) - start >= max(step, self.features.win_length)
         ]
+        if not self.encoder.config.hides_padding:
+            batch_size = 1  # or a window's embedding would depend on those beside it
         for first in range(0, len(windows), batch_size):
             rows, cuts = zip(*windows[first : first + batch_size], strict=True)
             yield list(rows), *self._features(cuts)

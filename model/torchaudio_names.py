@@ -8,6 +8,7 @@ pointwise convolutions and depthwise ones of other ranks.
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 _ENCODER_NAMES = {
@@ -40,20 +41,27 @@ _BLOCK_NAMES = {
 
 
 def convert_torchaudio_state(
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor], *, stride: int = 4
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Rename a state dict of torchaudio's model, with or without its pre-training parts.
 
+    The encoder takes it as it is; ``hides_padding=False`` gives its numbers on padded input:
+
+        encoder = AudioEncoder(PRESETS["cf-s"].model_copy(update={"hides_padding": False}))
+        encoder_state, _ = convert_torchaudio_state(torch.load("conformer_wav2vec2_base.pt"))
+        encoder.load_state_dict(encoder_state)
+
     Args:
         state: of ``conformer_wav2vec2_pretrain_model`` or ``conformer_wav2vec2_model``.
+        stride: frames per latent step; torchaudio's ``extractor_stride``.
 
     Returns:
-        encoder_state: for ``AudioEncoder``; torchaudio normalises outside the model, so
-            ``normalizer.mean`` and ``normalizer.std`` are not in it.
+        encoder_state: for ``AudioEncoder``, with a normaliser that changes nothing: torchaudio
+            normalises outside the model.
         objective_state: for ``Wav2Vec2``; empty without the pre-training parts.
 
     Raises:
-        ValueError: a name that the model does not have.
+        ValueError: a name that the model does not have, or a head of fine-tuning (``aux``).
     """
     encoder_state: dict[str, Tensor] = {}
     objective_state: dict[str, Tensor] = {}
@@ -63,6 +71,9 @@ def convert_torchaudio_state(
         else:
             ours = _encoder_name(name.removeprefix("wav2vec2."))
             encoder_state[ours] = _reshape(ours, tensor)
+    n_mels = encoder_state["feature_encoder.projection.weight"].shape[1] // stride
+    encoder_state["normalizer.mean"] = torch.zeros(n_mels)
+    encoder_state["normalizer.std"] = torch.ones(n_mels)
     return encoder_state, objective_state
 
 
@@ -73,9 +84,10 @@ def _encoder_name(name: str) -> str:
         return f"context_encoder.blocks.{block[1]}.{_BLOCK_NAMES[block[2]]}.{kind}"
     if owner in _ENCODER_NAMES:
         return f"{_ENCODER_NAMES[owner]}.{kind}"
+    remedy = "leave its head out" if owner == "aux" else "strip any prefix of your own"
     raise ValueError(
         f"expected the state dict of torchaudio's `conformer_wav2vec2_model`, "
-        f"found a tensor named {name!r}; strip any prefix of your own"
+        f"found a tensor named {name!r}; {remedy}"
     )
 
 

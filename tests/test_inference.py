@@ -107,6 +107,20 @@ def test_long_sounds_are_cut_into_windows(folders: Path) -> None:
     assert len(found.frames[0]) == 125
 
 
+@pytest.mark.parametrize("hides_padding", [True, False])
+def test_an_embedding_does_not_depend_on_what_else_is_asked_for(hides_padding: bool) -> None:
+    torch.manual_seed(0)
+    encoder = AudioEncoder(CONFIG.model_copy(update={"hides_padding": hides_padding}))
+    features = FeatureConfig.model_validate(
+        SPEC.model_dump(include=set(FeatureConfig.model_fields))
+    )
+    model = AudioModel(encoder, None, features, ())
+    waveform = np.random.default_rng(2).normal(0, 0.1, 5 * 16_000).astype(np.float32)
+    alone = model.embed(waveform[:16_000], 16_000)
+    beside = model.embed([waveform, waveform[:16_000]], 16_000)
+    torch.testing.assert_close(beside.clips[1], alone.clips[0], atol=1e-5, rtol=1e-5)
+
+
 def test_scores_of_windows_are_weighted_by_length(folders: Path) -> None:
     model = load(folders / "tagger")
     waveform = np.random.default_rng(2).normal(0, 0.1, 3 * 16_000).astype(np.float32)

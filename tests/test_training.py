@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from rich.console import Console
 
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
 from melstream.pipeline.batch import Batch
+from melstream.pipeline.loader import LoaderConfig
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, MelstreamError
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
+from melstream.tools import evaluate as evaluate_module
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
@@ -340,3 +343,22 @@ def test_a_run_is_not_resumed_with_another_encoder(
                 recipe, data.folder, tmp_path / "run", device=CPU, console=quiet,
                 encoder_path=tmp_path / other, resume=True,
             )  # fmt: skip
+
+
+def test_clips_that_are_scored_in_part_are_counted(
+    data: Dataset,
+    tmp_path: Path,
+    quiet: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run_finetune(data, tmp_path / "run", quiet)
+    evaluate(tmp_path / "run", data.folder, device=CPU)
+    assert not caplog.text
+    longest = int(data.index.n_frames.max())
+    monkeypatch.setattr(
+        evaluate_module, "LoaderConfig", partial(LoaderConfig, max_frames=longest - 1)
+    )
+    evaluate(tmp_path / "run", data.folder, device=CPU)
+    n_longest = int((data.index.n_frames == longest).sum())
+    assert f"{n_longest} of {len(data)} clips are longer than a minute" in caplog.text

@@ -126,6 +126,8 @@ def evaluate(
 ) -> None:
     """Measure a tagger on a labelled data set: mAP, mAUC, d', accuracy, per class.
 
+    Of clips longer than a minute the first minute counts.
+
     Example: `melstream evaluate runs/finetune --data shards/eval`
     """
     from .evaluate import as_json as to_json

@@ -1,6 +1,7 @@
 """``melstream evaluate``: a tagger is measured on a data set, each clip exactly once."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
 from .distributed import World
 from .model_folder import ModelCard, load_tagger, require_features
+
+_log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 
@@ -134,7 +137,7 @@ class RowsOrder:
 def evaluate(
     model: Path, data: str | Path, *, device: torch.device
 ) -> tuple[TaggingMetrics, ModelCard]:
-    """Evaluate a fine-tuned model on a data set.
+    """Evaluate a fine-tuned model on a data set; warn of clips that are scored in part.
 
     Args:
         model: run or model folder of ``melstream finetune``.
@@ -148,6 +151,14 @@ def evaluate(
             f"{data} has no labels to measure against; build it from a labelled corpus"
         )
     assert card.tagger is not None
+    n_cut = int((dataset.index.n_frames > LoaderConfig().max_frames).sum())
+    if n_cut:
+        _log.warning(
+            "%d of %d clips are longer than a minute and scored by their first minute; to score "
+            "all of a recording, build with --window-seconds",
+            n_cut,
+            len(dataset),
+        )
     predictions = predict(tagger.to(device), card, dataset)
     return predictions.metrics(card.tagger.task), card
 
