@@ -233,6 +233,8 @@ class AudioModel:
             where, samples, rate = f"sound {number}", _as_array(sound, number), sample_rate
         if rate is None:
             raise ValueError("`sample_rate` of the waveforms is required, in Hz, found none")
+        if rate <= 0:
+            raise ValueError(f"`sample_rate` must be above 0 Hz, found {rate}")
         if not np.isfinite(samples).all():
             raise ValueError(f"{where}: finite samples required, found NaN or inf")
         mono = samples.mean(axis=0, dtype=np.float32) if samples.ndim == 2 else samples
@@ -261,6 +263,8 @@ class AudioModel:
             for start in range(0, len(waveform), size)
             if start == 0 or len(waveform) - start >= max(step, self.features.win_length)
         ]
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be 1 or more, found {batch_size}")
         if not self.encoder.config.hides_padding:
             batch_size = 1  # or a window's embedding would depend on those beside it
         for first in range(0, len(windows), batch_size):

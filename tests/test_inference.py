@@ -146,6 +146,7 @@ def test_a_run_folder_will_do(folders: Path, tmp_path: Path) -> None:
     [
         ([], 16_000, "at least one file or waveform"),
         (np.zeros(400, np.float32), None, "`sample_rate` of the waveforms is required"),
+        (np.zeros(400, np.float32), 0, "`sample_rate` must be above 0 Hz, found 0"),
         (np.zeros(399, np.float32), 16_000, "at least 400 samples at 16000 Hz"),
         (np.full(400, np.nan, np.float32), 16_000, "sound 0: finite samples required"),
         (np.zeros((400, 65), np.float32), 16_000, r"found float32 of shape \(400, 65\)"),

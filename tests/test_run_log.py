@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from melstream.tools.distributed import World
 from melstream.tools.live_view import Panel, curve, live_view
-from melstream.tools.run_log import RunLog, Window
+from melstream.tools.run_log import JsonLines, RunLog, Window
 from melstream.tools.wandb_log import require_wandb
 
 ALONE = World(torch.device("cpu"))
@@ -35,6 +36,39 @@ def test_a_window_averages_the_steps_that_count() -> None:
     assert "is_skipped" not in found
     assert found["samples_per_s"] == pytest.approx(24 / 2, rel=0.1)
     assert found["data_wait_share"] == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_window_goes_on_from_what_a_checkpoint_holds() -> None:
+    steps = [
+        figures(loss=0.1, accuracy=0.3),
+        figures(loss=torch.inf, accuracy=0.0, is_skipped=1.0),
+        figures(loss=0.7, accuracy=0.2),
+    ]
+    whole, first = Window(), Window()
+    for window, taken in ((whole, steps), (first, steps[:2])):
+        for step in taken:
+            window.add(step, 8, waited_s=0.0, total_s=1.0)
+    state = json.loads(json.dumps(first.state(ALONE), allow_nan=False))
+    second = Window.of_state(state, torch.device("cpu"))
+    second.add(steps[2], 8, waited_s=0.0, total_s=1.0)
+    for name in ("loss", "accuracy"):
+        assert second.figures(ALONE)[name] == whole.figures(ALONE)[name]
+    assert Window().state(ALONE) == {}
+    assert Window.of_state({}, torch.device("cpu")).steps == []
+
+
+def test_a_log_that_cannot_be_written_says_where_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: JsonLines, step: int, values: dict[str, float]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JsonLines, "write", full)
+    with (
+        closing(RunLog(tmp_path, 0, world=ALONE)) as log,
+        pytest.raises(OSError, match=rf"log of {tmp_path}: .* No space left .* --resume goes on"),
+    ):
+        log.write(1, {"loss": 1.0})
 
 
 def test_a_window_of_skipped_steps_has_no_loss() -> None:

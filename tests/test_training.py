@@ -328,6 +328,13 @@ def test_a_checkpoint_is_a_start_for_fine_tuning(
         assert torch.equal(from_checkpoint.state_dict()[name], value)
 
 
+def test_a_damaged_config_is_named(data: Dataset, tmp_path: Path, quiet: Console) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    (tmp_path / "run" / "config.json").write_text('{"recipe": ')
+    with pytest.raises(DatasetError, match=r"run/config.json is damaged .* another --out"):
+        run_pretrain(data, tmp_path / "run", quiet, resume=True)
+
+
 def test_a_run_is_not_resumed_with_another_encoder(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:

@@ -69,6 +69,8 @@ def print_encoder_times(found: list[EncoderTimes], console: Console) -> None:
         figures = f"{times.fastest_s:.3f}", f"{times.median_s:.3f}", f"{times.x_ours:.2f}"
         table.add_row(times.name, *figures)
     console.print(table)
+    if find_spec("transformers") is None:
+        console.print("without transformers' encoder: pip install transformers")
 
 
 def _contenders(

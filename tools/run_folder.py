@@ -68,7 +68,7 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
             f"{folder} holds a run already; add --resume to go on, or choose another --out"
         )
     if path.exists():
-        changed = differences(json.loads(path.read_bytes()), config)
+        changed = differences(_read_config(path), config)
         if changed:
             raise DatasetError(
                 f"{folder} holds another run, it cannot be resumed with these settings "
@@ -78,6 +78,15 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(
+            f"{path} is damaged ({error}): whose run this is can't be told; choose another --out"
+        ) from error
 
 
 def require_shared(folder: Path, rank: int) -> None:

@@ -111,6 +111,7 @@ class RunLog:
         wandb_project: str = "",
         config: dict[str, Any] | None = None,
     ) -> None:
+        self._folder = folder
         self.last: dict[str, float] = {}
         self.recent: deque[Entry] = deque(maxlen=N_USUAL + N_RECENT)
         self._sinks: list[Sink] = []
@@ -129,8 +130,14 @@ class RunLog:
         self.last |= figures
         if "grad_norm" in figures:
             self.recent.append({"step": step, **figures})
-        for sink in self._sinks:
-            sink.write(step, figures)
+        try:
+            for sink in self._sinks:
+                sink.write(step, figures)
+        except OSError as error:
+            raise OSError(
+                f"cannot write the log of {self._folder}: {error}; mend that, and --resume goes on "
+                "from the last checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Close all sinks."""

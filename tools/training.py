@@ -228,7 +228,8 @@ class Trainer:
             raise MelstreamError(
                 f"{n_skipped} of {self._at.step} steps had a gradient of NaN or inf and were "
                 f"skipped, more than train.max_skipped_steps ({self._train.max_skipped_steps}); "
-                "start a new run with a lower optim.lr or a longer optim.warmup_steps"
+                "start a new run with a lower optim.lr or a longer optim.warmup_steps, or go on "
+                "from the last checkpoint: --resume --set train.max_skipped_steps=N"
             )
         illness = self._world.on_main(
             lambda: find_illness(list(log.recent), self._health, self._circumstances)
