@@ -191,6 +191,20 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_over_by_itself(
     assert losses(tmp_path / "run")
 
 
+def test_two_processes_never_train_in_one_folder(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_again() -> None:
+        monkeypatch.undo()
+        with pytest.raises(DatasetError, match="another process trains in"):
+            run_pretrain(data, tmp_path / "run", quiet, resume=True)
+
+    run_pretrain(data, tmp_path / "whole", quiet)
+    die_at(monkeypatch, 3, run_again)
+    assert run_pretrain(data, tmp_path / "run", quiet).is_complete
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_checkpoint_of_another_run_is_refused(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:

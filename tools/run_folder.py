@@ -11,8 +11,13 @@ evaluation-valid.json, other evaluation*.json
                    was held out, and what `melstream evaluate RUN --out RUN/evaluation.json` found
 """
 
+import errno
+import fcntl
 import json
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +83,33 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         raise DatasetError(f"{folder} must be new or empty, found {next(folder.iterdir()).name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(config, indent=1) + "\n").encode())
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run's folder; the kernel ends it with the process.
+
+    Raises:
+        DatasetError: another one does.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DatasetError(
+            f"another process trains in {folder}; let it end, or choose another --out"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise  # those are of file systems without locks: there the user has to see to it
 
 
 def _read_config(path: Path) -> dict[str, Any]:

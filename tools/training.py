@@ -11,7 +11,7 @@ the optimiser and the state of the order.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .live_view import View, live_view
 from .model_folder import ModelCard, model_part, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
-from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, require_shared
+from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, claimed, require_shared
 from .run_log import RunLog, Window
 from .signals import catch_signals
 from .train_step import Learner, Updater
@@ -137,22 +137,14 @@ class Trainer:
         """
         start = time.monotonic()
         resume = resume or self._world.n_restarts > 0
-        self._world.on_main(lambda: claim_run(self._folder, self._config, resume=resume))
-        self._world.on_all(lambda: require_shared(self._folder, self._world.rank))
-        if resume:
-            self._restore()
-        log = RunLog(
-            self._folder,
-            self._at.step,
-            world=self._world,
-            wandb_project=self._train.wandb_project,
-            config=self._config,
-        )
-        with (
-            live_view(title, self._train.steps, self._console) as view,
-            catch_signals(self._answer_ctrl_c) as received,
-            closing(log),
-        ):
+        with ExitStack() as stack:
+            self._world.on_main(lambda: self._claim(stack, resume=resume))
+            self._world.on_all(lambda: require_shared(self._folder, self._world.rank))
+            if resume:
+                self._restore()
+            log = stack.enter_context(closing(self._open_log()))
+            received = stack.enter_context(catch_signals(self._answer_ctrl_c))
+            view = stack.enter_context(live_view(title, self._train.steps, self._console))
             self._loop(log, view, received)
         return Result(self._at.step, self._is_over(), log.last, time.monotonic() - start)
 
@@ -173,6 +165,19 @@ class Trainer:
             return self._checkpoints.weights(self._at.best_step)
         average = self._updater.average
         return (self._learner.module if average is None else average).state_dict()
+
+    def _claim(self, stack: ExitStack, *, resume: bool) -> None:
+        claim_run(self._folder, self._config, resume=resume)
+        stack.enter_context(claimed(self._folder))
+
+    def _open_log(self) -> RunLog:
+        return RunLog(
+            self._folder,
+            self._at.step,
+            world=self._world,
+            wandb_project=self._train.wandb_project,
+            config=self._config,
+        )
 
     def _loop(self, log: RunLog, view: View, received: list[int]) -> None:
         agreement = Agreement(self._world)
