@@ -13,7 +13,7 @@ from melstream.tools.health import (
     find_illness,
 )
 
-CONTRASTIVE = Circumstances(warmup_steps=100, chance=1 / 101)
+CONTRASTIVE = Circumstances(warmup_steps=100, n_steps=100_000, chance=1 / 101)
 CONFIG = HealthConfig(learns_within=1_000)
 
 
@@ -49,6 +49,16 @@ def test_a_healthy_run_is_left_alone() -> None:
             "half of optim.lr",
         ),
         (
+            log(8, grad_norm=[1.0] * 5 + [1e6] * N_RECENT),
+            "gradient explodes: its norm is at least 1e.06 now and was 1",
+            "twice optim.warmup_steps",
+        ),
+        (
+            log(40, grad_norm=[1.3**number for number in range(40)]),
+            "gradient explodes",
+            "half of optim.lr",
+        ),
+        (
             log(14, accuracy=0.011),
             "after 1400 steps contrastive accuracy is 1.10%, a guess gives 0.99%",
             "shorter mask.mask_length",
@@ -67,7 +77,7 @@ def test_an_illness_has_a_cause_and_a_remedy(entries: list[Entry], cause: str, r
         log(20, accuracy=[0.5] * 17 + [0.0, 0.0, 0.3]),
         log(20, target_std=[1.0] * 18 + [0.0] * (N_RECENT - 1)),
         log(20, grad_norm=[1.0] * 18 + [900.0] * (N_RECENT - 1)),
-        log(N_USUAL + N_RECENT - 1, grad_norm=[1.0] * 9 + [900.0] * N_RECENT),  # no usual yet
+        log(N_USUAL + N_RECENT - 1, grad_norm=[1.0] * 4 + [900.0] * N_RECENT),  # no usual yet
         [{"step": 9_000.0 + n, "grad_norm": 1.0} for n in range(20)],  # fine-tuning
     ],
 )
@@ -77,7 +87,7 @@ def test_a_moment_of_weakness_is_no_illness(entries: list[Entry]) -> None:
 
 def test_who_does_not_contrast_cannot_be_at_chance() -> None:
     entries = log(40, accuracy=0.0)
-    assert find_illness(entries, CONFIG, Circumstances(warmup_steps=0)) is None
+    assert find_illness(entries, CONFIG, Circumstances(warmup_steps=0, n_steps=9_000)) is None
 
 
 def test_an_alarm_that_is_off_says_nothing() -> None:
@@ -91,3 +101,26 @@ def test_chance_is_what_guessing_gives(n_masked: int, n_distractors: int) -> Non
     draws = rng.integers(n_masked - 1, size=(400, n_distractors))
     right = [1 / (1 + len(np.unique(row))) for row in draws]
     assert chance_accuracy(n_masked, n_distractors) == pytest.approx(np.mean(right), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "last_step", "is_ill"),
+    [(600, 380, False), (600, 600, True), (300, 300, False), (9_000, 1_100, False)],
+)
+def test_a_short_run_at_chance_is_found_out_before_its_end(
+    n_steps: int, last_step: int, is_ill: bool
+) -> None:
+    """Half of what follows the warm-up is patience enough, and 200 steps never too much."""
+    entries = log(last_step // 20, accuracy=0.01)
+    for number, entry in enumerate(entries, start=1):
+        entry["step"] = 20 * number
+    circumstances = Circumstances(warmup_steps=100, n_steps=n_steps, chance=1 / 101)
+    assert (find_illness(entries, CONFIG, circumstances) is not None) is is_ill
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_norm_that_falls_or_wanders_does_not_explode(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    falling = 5 * np.exp(-np.arange(400) / rng.uniform(20, 200)) + 0.3
+    wandering = falling * np.exp(rng.normal(0, 0.5, 400)) * np.linspace(1, rng.uniform(1, 6), 400)
+    assert find_illness(log(400, grad_norm=wandering.tolist()), CONFIG, CONTRASTIVE) is None

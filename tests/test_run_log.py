@@ -84,7 +84,7 @@ def test_a_log_is_cut_back_to_the_step_a_run_resumes_at(tmp_path: Path) -> None:
         log.write(step, {"valid/mAP": 0.1 * step})
     log.close()
     log = RunLog(tmp_path, 2, world=ALONE)
-    assert [entry["step"] for entry in log.recent] == [1, 2]
+    assert [entry["step"] for entry in log.entries] == [1, 2]
     log.write(3, {"loss": 9.0, "grad_norm": 1.0})
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

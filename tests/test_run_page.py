@@ -12,7 +12,7 @@ from rich.console import Console
 
 from melstream.shards.errors import DatasetError
 from melstream.tools import cli
-from melstream.tools.run_page import print_run, run_json
+from melstream.tools.run_page import print_run, run_facts, run_json
 from melstream.tools.run_report import write_run_report
 from melstream.tools.run_summary import find_warnings, is_run, read_run
 
@@ -82,6 +82,35 @@ def test_what_went_wrong_is_told(tmp_path: Path) -> None:
     rising = [{"step": step, "loss": 1.0 + step / 100} for step in range(10, 70, 10)]
     (good / "metrics.jsonl").write_text("\n".join(map(json.dumps, rising)))
     assert [finding.code for finding in find_warnings(read_run(good))] == ["no_progress"]
+
+
+def test_a_run_that_its_alarm_ended_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", task=None, is_complete=False)
+    (run / "checkpoints" / "step-000100").rmdir()
+    exploding = [
+        {"step": step, "grad_norm": 1e9 if step > 60 else 1.0, "skipped_steps": 3}
+        for step in range(10, 101, 10)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, exploding)))
+    unfinished, ill, skips = find_warnings(read_run(run))
+    assert unfinished.remedy.endswith("it goes on from step 0: no checkpoint yet")
+    assert "the gradient explodes" in ill.message
+    assert "half of optim.lr" in ill.remedy
+    assert skips.message == "3 of 100 steps had a gradient of NaN or inf and were skipped"
+
+
+def test_facts_name_the_encoder_that_is_trained_and_both_rates(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["encoder"] = {"start": "0123", "n_layers": 5, "dim": 77}
+    config["recipe"]["finetune"] = {"head_lr": 0.5}
+    config["recipe"]["train"]["average_last"] = 3
+    (run / "config.json").write_text(json.dumps(config))
+    facts = dict(run_facts(read_run(run)))
+    assert facts["model"] == "an encoder of 5 blocks, 77 wide, that was given, float32"
+    assert facts["peak learning rate"] == "0.5 of the head, 0.001 of the body"
+    assert facts["best step"] == "the mean of the last 3 checkpoints is the model"
+    assert "best step" not in dict(run_facts(read_run(write_run(tmp_path / "pre", task=None))))
 
 
 def test_the_terminal_shows_the_weakest_classes_first(tmp_path: Path) -> None:

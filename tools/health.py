@@ -7,9 +7,11 @@ the one before would have, and ``metrics.jsonl`` of a dead run can be judged aga
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.errors import MelstreamError
@@ -18,7 +20,8 @@ Entry = dict[str, float]
 """One line of the log: ``step`` and figures, means over the steps since the line before."""
 
 N_RECENT = 3  # entries that have to agree: one bad batch is no illness
-N_USUAL = 10  # entries that tell what is usual for a run
+N_USUAL = 5  # entries in a row that tell what is usual for a run
+MIN_PATIENCE = 200  # steps after the warm-up in which no run has to have learnt anything
 
 
 class HealthConfig(BaseModel):
@@ -32,7 +35,8 @@ class HealthConfig(BaseModel):
     learns_within: int = Field(
         default=2_000,
         ge=1,
-        description="steps after the warm-up in which contrastive accuracy has to leave chance",
+        description="steps after the warm-up in which contrastive accuracy has to leave chance; "
+        "in a short run half of them, and 200",
     )
     chance_factor: float = Field(
         default=1.5, gt=1, description="accuracy below so many times chance counts as chance"
@@ -44,7 +48,7 @@ class HealthConfig(BaseModel):
         default=2.0, ge=1, description="codes in use below which a codebook is dead"
     )
     max_norm_factor: float = Field(
-        default=100.0, gt=1, description="times its usual size at which the gradient explodes"
+        default=100.0, gt=1, description="times its least usual size at which the gradient explodes"
     )
 
 
@@ -58,10 +62,12 @@ class Circumstances:
 
     Args:
         warmup_steps: of the learning rate.
+        n_steps: of the run.
         chance: contrastive accuracy of a guess; None where nothing is contrasted.
     """
 
     warmup_steps: int
+    n_steps: int
     chance: float | None = None
 
 
@@ -89,8 +95,7 @@ def find_illness(
     """Judge a run by its log.
 
     Args:
-        entries: lines of training figures in order of steps; of a long run the last
-            ``N_USUAL + N_RECENT`` do.
+        entries: lines of training figures in order of steps.
         config: bounds.
         circumstances: of the run.
 
@@ -132,21 +137,27 @@ def _dead_codebook(entries: Sequence[Entry], config: HealthConfig, _: Circumstan
 def _exploding_gradient(
     entries: Sequence[Entry], config: HealthConfig, _: Circumstances
 ) -> str | None:
-    usual = [entry["grad_norm"] for entry in entries[:-N_RECENT] if "grad_norm" in entry]
+    norms = [entry["grad_norm"] for entry in entries[:-N_RECENT] if "grad_norm" in entry]
     least = _recent(entries, "grad_norm", min)
-    if len(usual) < N_USUAL or least is None or least <= config.max_norm_factor * median(usual):
+    if len(norms) < N_USUAL or least is None:
+        return None
+    # The least of the medians: what is usual lately grows with a norm that explodes slowly.
+    usual = float(np.median(sliding_window_view(norms, N_USUAL), axis=1).min())
+    if least <= config.max_norm_factor * usual:
         return None
     return (
-        f"the gradient explodes: its norm is at least {least:.3g} now and was {median(usual):.3g}. "
-        "Usual causes: a learning rate that is too high, or a warm-up that is too short. Usual "
-        "remedy: go on from an earlier checkpoint in a new run with half of optim.lr"
+        f"the gradient explodes: its norm is at least {least:.3g} now and was {usual:.3g}. Usual "
+        "causes: a learning rate that is too high, or a warm-up that is too short. Usual remedy: "
+        "a new run with half of optim.lr and twice optim.warmup_steps"
     )
 
 
 def _no_learning(
     entries: Sequence[Entry], config: HealthConfig, circumstances: Circumstances
 ) -> str | None:
-    chance, deadline = circumstances.chance, circumstances.warmup_steps + config.learns_within
+    chance, warmup_steps = circumstances.chance, circumstances.warmup_steps
+    patience = min(config.learns_within, (circumstances.n_steps - warmup_steps) // 2)
+    deadline = warmup_steps + max(patience, MIN_PATIENCE)
     if chance is None or entries[-N_RECENT]["step"] <= deadline:
         return None
     accuracy = _recent(entries, "accuracy", fmean)

@@ -75,13 +75,15 @@ def pretrain(
     )
     statistics = band_statistics(datasets, order.shares)
     model = _build(recipe, encoder_config, statistics).to(world.device)
+    learner = _learner(recipe, model, crops, world)
+    config = run_config(recipe.model_dump(mode="json"), order, features)
     trainer = Trainer(
-        _learner(recipe, model, crops, world),
+        learner,
         order,
         loader,
         recipe=recipe,
         folder=out,
-        config=run_config(recipe.model_dump(mode="json"), order, features),
+        config=config | {"chance": learner.chance},
         card=_card(recipe, encoder_config, datasets),
         console=console,
         world=world,

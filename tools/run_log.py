@@ -6,7 +6,6 @@ Figures stay on the device until they are logged, then one small copy brings the
 import json
 import math
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..shards.files import write_bytes
 from .distributed import World
-from .health import N_RECENT, N_USUAL, Entry
+from .health import Entry
 from .run_folder import METRICS_NAME, TENSORBOARD_NAME
 
 
@@ -113,12 +112,12 @@ class RunLog:
     ) -> None:
         self._folder = folder
         self.last: dict[str, float] = {}
-        self.recent: deque[Entry] = deque(maxlen=N_USUAL + N_RECENT)
+        self.entries: list[Entry] = []
         self._sinks: list[Sink] = []
         if not world.is_main:
             return
         lines = JsonLines(folder / METRICS_NAME, step)
-        self.recent.extend(entry for entry in lines.kept if "grad_norm" in entry)
+        self.entries.extend(entry for entry in lines.kept if "grad_norm" in entry)
         self._sinks = [TensorBoard(folder / TENSORBOARD_NAME, step), lines]
         if wandb_project:
             from .wandb_log import WandbLog
@@ -129,7 +128,7 @@ class RunLog:
         """Write the figures of a step everywhere."""
         self.last |= figures
         if "grad_norm" in figures:
-            self.recent.append({"step": step, **figures})
+            self.entries.append({"step": step, **figures})
         try:
             for sink in self._sinks:
                 sink.write(step, figures)

@@ -1,6 +1,7 @@
 """A training run in the terminal."""
 
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -44,29 +45,50 @@ def run_json(run: RunSummary) -> str:
 def run_facts(run: RunSummary) -> list[tuple[str, str]]:
     """Return what to know first about a run, as names and texts."""
     recipe = run.config["recipe"]
-    model, optim, data = (recipe.get(section, {}) for section in ("model", "optim", "data"))
+    data = recipe.get("data", {})
     speed, wait = run.last("samples_per_s"), data_wait(run)
     facts = [
         ("task", "pre-training" if run.task == "pretrain" else "fine-tuning"),
         ("steps", f"{run.step:,} of {run.n_steps:,}{'' if run.is_complete else ', not finished'}"),
         ("best step", best_text(run)),
-        ("model", f"{model.get('preset', 'its encoder')}, {recipe['train'].get('precision', '')}"),
+        ("model", f"{_model_text(run)}, {recipe['train'].get('precision', '')}"),
         ("batch", f"{data.get('batch_size', '?')} clips of {data.get('crop_s', '?')} s"),
-        ("peak learning rate", f"{optim.get('lr', '?')}"),
+        ("peak learning rate", _rate_text(recipe)),
         ("data set", f"fingerprint {run.config.get('fingerprint', 'unknown')}"),
         ("checkpoints", ", ".join(f"step {step:,}" for step in run.checkpoints) or "none"),
     ]
+    if run.task == "pretrain":
+        facts.remove(("best step", best_text(run)))  # nothing is held out
     if speed is not None and wait is not None:
         facts.insert(
-            3, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
+            2, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
         )
     return facts
 
 
+def _model_text(run: RunSummary) -> str:
+    """Name the encoder: by the recipe's preset, or by its sizes where it came from a run."""
+    encoder = run.config.get("encoder", {})
+    if encoder.get("start") is None:
+        return str(run.config["recipe"].get("model", {}).get("preset", "its encoder"))
+    return f"an encoder of {encoder['n_layers']} blocks, {encoder['dim']} wide, that was given"
+
+
+def _rate_text(recipe: dict[str, Any]) -> str:
+    """Give the peak learning rate, of a tagger those of head and body."""
+    rate = f"{recipe.get('optim', {}).get('lr', '?')}"
+    head = recipe.get("finetune", {}).get("head_lr")
+    return rate if head is None else f"{head} of the head, {rate} of the body"
+
+
 def best_text(run: RunSummary) -> str:
     """Say which step was best, and by what."""
+    train = run.config["recipe"]["train"]
+    if train.get("average_last"):
+        return f"the mean of the last {train['average_last']} checkpoints is the model"
     if run.best is None:
-        return "no held-out data was given (--valid): the last weights are the model"
+        last = "moving average of the" if train.get("average_decay") else "last"
+        return f"no held-out data was given (--valid): the {last} weights are the model"
     step, value = run.best
     return f"{step:,}, held-out {(run.headline or '').removeprefix('valid/')} {value:.3f}"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..shards.errors import DatasetError
+from .health import Circumstances, Entry, HealthConfig, find_illness
 from .hours import percent
 from .inspection import Finding
 from .run_folder import (
@@ -162,10 +163,46 @@ def find_warnings(run: RunSummary) -> list[Finding]:
 
 def _unfinished(run: RunSummary) -> Iterator[Finding]:
     if not run.is_complete:
+        start = f"step {run.checkpoints[-1]:,}" if run.checkpoints else "step 0: no checkpoint yet"
         yield Finding(
             code="unfinished",
             message=f"the run stopped at step {run.step:,} of {run.n_steps:,}",
-            remedy="start it again with --resume, it goes on from its last checkpoint",
+            remedy=f"start it again with --resume, it goes on from {start}",
+        )
+
+
+def _ill(run: RunSummary) -> Iterator[Finding]:
+    """Judge the log as the run's own alarm does, whatever it was set to."""
+    recipe = run.config["recipe"]
+    circumstances = Circumstances(
+        recipe.get("optim", {}).get("warmup_steps", 0), run.n_steps, run.config.get("chance")
+    )
+    config = HealthConfig.model_validate(recipe.get("health", {}) | {"alarm": "warn"})
+    illness = find_illness(_entries(run), config, circumstances)
+    if illness is not None:
+        message, _, remedy = illness.partition(" Usual remedy: ")
+        yield Finding(code="ill", message=message.rstrip("."), remedy=remedy)
+
+
+def _entries(run: RunSummary) -> list[Entry]:
+    """Put the lines of the log together again, those of training figures."""
+    entries: dict[int, Entry] = {}
+    for name in ("grad_norm", "accuracy", "target_std", "code_perplexity"):
+        curve = run.curves.get(name)
+        for step, value in zip(curve.steps, curve.values, strict=True) if curve else ():
+            entries.setdefault(step, {"step": step})[name] = value
+    return [entries[step] for step in sorted(entries)]
+
+
+def _skips_steps(run: RunSummary) -> Iterator[Finding]:
+    n_skipped = int(run.last("skipped_steps") or 0)
+    if n_skipped:
+        yield Finding(
+            code="skipped_steps",
+            message=f"{n_skipped} of {run.step:,} steps had a gradient of NaN or inf and were "
+            "skipped",
+            remedy="a lower optim.lr or a longer optim.warmup_steps; more than "
+            "train.max_skipped_steps end a run",
         )
 
 
@@ -219,7 +256,10 @@ def _unmeasured(run: RunSummary) -> Iterator[Finding]:
             )
 
 
-_CHECKS = (_unfinished, _waits_for_data, _trained_too_long, _learns_nothing, _unmeasured)
+_CHECKS = (
+    _unfinished, _ill, _skips_steps, _waits_for_data, _trained_too_long, _learns_nothing,
+    _unmeasured,
+)  # fmt: skip
 
 
 def data_wait(run: RunSummary) -> float | None:

@@ -137,12 +137,12 @@ class Updater:
         if self.average is not None and checkpoint.average_state is not None:
             self.average.load_state_dict(checkpoint.average_state)
 
-    def rates(self) -> dict[str, float]:
-        """Return the learning rate of the last step, of the first and of the last group."""
-        groups = self.optimizer.param_groups
-        return {"lr": groups[0]["lr"]} | (
-            {"body_lr": groups[-1]["lr"]} if self._learner.body is not None else {}
-        )
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rates at a step: of the first group, and of the body, if any."""
+        first, *_, last = self.optimizer.param_groups
+        if self._learner.body is None:
+            return {"lr": first["lr"]}
+        return {"lr": first["lr"], "body_lr": 0.0 if self._rests(last, step) else last["lr"]}
 
     def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
         """Sum up the gradients of the parts of a batch; return the mean of their figures."""

@@ -106,7 +106,9 @@ class Trainer:
         self._card = card
         self._learner, self._order, self._loader = learner, order, loader
         self._train, self._health = recipe.train, recipe.health
-        self._circumstances = Circumstances(recipe.optim.warmup_steps, learner.chance)
+        self._circumstances = Circumstances(
+            recipe.optim.warmup_steps, recipe.train.steps, learner.chance
+        )
         self._folder, self._config, self._console = folder, config, console
         self._world = world
         self._updater = Updater(learner, train=recipe.train, optim=recipe.optim, world=world)
@@ -222,7 +224,7 @@ class Trainer:
 
     def _write(self, log: RunLog, view: View) -> None:
         n_skipped = int(self._updater.n_skipped)
-        figures = self._window.figures(self._world) | self._updater.rates()
+        figures = self._window.figures(self._world) | self._updater.rates(self._at.step - 1)
         self._window = Window()
         if self._learner.peak_samples_per_s is not None:
             at_peak = self._learner.peak_samples_per_s * self._world.size
@@ -237,7 +239,7 @@ class Trainer:
                 "from the last checkpoint: --resume --set train.max_skipped_steps=N"
             )
         illness = self._world.on_main(
-            lambda: find_illness(list(log.recent), self._health, self._circumstances)
+            lambda: find_illness(log.entries, self._health, self._circumstances)
         )
         if illness is not None:
             self._raise_alarm(illness)
