@@ -109,12 +109,13 @@ class TrainingOrder:
         self.config = config
         self.fingerprint = fingerprint
         self.n_samples = len(index) if rows is None else len(rows)
-        if self.n_samples < config.global_batch_size and (
-            config.tail == "drop" or not self.n_samples
-        ):
+        if not self.n_samples:
+            raise ValueError("an order needs at least one sample, found none")
+        if self.n_samples < config.global_batch_size and config.tail == "drop":
             raise ValueError(
                 f"`global_batch_size` must be at most the number of samples ({self.n_samples}), "
-                f'found {config.global_batch_size}; lower it, or set tail = "wrap"'
+                f'found {config.global_batch_size}; lower it, or set tail = "wrap" (of a recipe: '
+                "`data.batch_size` and `data.tail`)"
             )
         self._selection = Selection.of(index, rows, _fixed_counts(index, config.weights, rows))
         n_held = 2 if self.n_samples >= _LARGE else 8  # lanes of a mixture may be epochs apart

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from melstream.tools.recipe import (
+    FinetuneRecipe,
     PretrainRecipe,
     is_overridden,
     load_recipe,
@@ -59,13 +60,35 @@ def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
         load_recipe("nope", PretrainRecipe)
 
 
-def test_unknown_presets_and_fields_of_the_model_are_errors() -> None:
-    recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.preset=huge"])
-    with pytest.raises(ValueError, match=r"`model.preset` must be one of tiny, cf-s, cf-l"):
-        recipe.model.encoder_config(64)
-    recipe = load_recipe("demo-pretrain", PretrainRecipe, ["model.overrides.depth=2"])
-    with pytest.raises(ValueError, match="unknown key `depth`"):
-        recipe.model.encoder_config(64)
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("model.preset=huge", "`model.preset` must be one of tiny, cf-s, cf-l, found 'huge'"),
+        ("model.overrides.width=7", "model.overrides: unknown key `width`"),
+        ("objective.name=none", "`objective.name` must be one of wav2vec2, found 'none'"),
+        ("objective.options.temperatur=3", "unknown key `temperatur`, did you mean 'temperature'"),
+        (
+            "objective.options.quantizer.n_codebook=2",
+            "unknown key `quantizer.n_codebook`, did you mean 'n_codebooks'",
+        ),
+    ],
+)
+def test_what_model_and_objective_do_not_know_is_an_error(override: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load_recipe("demo-pretrain", PretrainRecipe, [override])
+
+
+def test_fine_tuning_has_an_optimiser_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("[data]\nbatch_size = 8\ncrop_s = 1.0\n[optim]\n[train]\nsteps = 9_000\n")
+    optim = load_recipe(str(own), FinetuneRecipe).optim
+    assert (optim.lr, optim.eps, optim.warmup_steps) == (3e-5, 1e-8, 8_000)
+    assert load_recipe("demo-finetune", FinetuneRecipe).optim.eps == 1e-6
+
+
+def test_a_probe_stays_one_however_long_it_is() -> None:
+    probe = load_recipe("linear-probe", FinetuneRecipe, ["train.steps=7_000"])
+    assert probe.n_frozen_steps == 7_000
 
 
 @pytest.mark.parametrize(

@@ -369,3 +369,34 @@ def test_clips_that_are_scored_in_part_are_counted(
     evaluate(tmp_path / "run", data.folder, device=CPU)
     n_longest = int((data.index.n_frames == longest).sum())
     assert f"{n_longest} of {len(data)} clips are longer than a minute" in caplog.text
+
+
+def test_clips_that_are_all_too_short_name_the_field_and_the_longest(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    longest = f"the longest has {data.index.duration_s.max():.3g} s: lower `data.min_s`"
+    with pytest.raises(ValueError, match=f"shorter than 99 s, {longest}"):
+        run_pretrain(data, tmp_path / "run", quiet, "data.min_s=99")
+
+
+def test_a_mask_that_hides_every_step_is_refused(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    with pytest.raises(ValueError, match=r"`mask.mask_length` \(30\) hides all 25 latent steps"):
+        run_pretrain(data, tmp_path / "run", quiet, "mask.mask_length=30")
+
+
+def test_parts_that_do_not_divide_a_batch_claim_no_folder(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    with pytest.raises(ValueError, match=r"`train.accumulate` must divide .* \(4\), found 3"):
+        run_pretrain(data, tmp_path / "run", quiet, "train.accumulate=3")
+    assert run_pretrain(data, tmp_path / "run", quiet, "train.accumulate=2").is_complete
+
+
+def test_a_body_of_random_weights_that_rests_is_warned_of(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "run", quiet, "finetune.freeze_body_steps=all")
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "no --encoder: for 6 steps only the head learns, on a body of random weights" in said

@@ -88,6 +88,14 @@ def finetune(
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
     held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
+    if recipe.n_frozen_steps and encoder_path is None:
+        console.print(
+            f"warning: no --encoder: for {recipe.n_frozen_steps} steps only the head learns, on a "
+            "body of random weights; give --encoder, or --set finetune.freeze_body_steps=0",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     tagger, card = _build(recipe, dataset, encoder_path)
     start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
@@ -266,7 +274,7 @@ def learning_groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, An
     else:
         parts = [tagger.encoder.feature_encoder, *parts]
     body = parameter_groups(nn.ModuleList(parts), recipe.optim.lr, decay)
-    return head + [group | {"frozen_steps": options.freeze_body_steps} for group in body]
+    return head + [group | {"frozen_steps": recipe.n_frozen_steps} for group in body]
 
 
 def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:

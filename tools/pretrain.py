@@ -111,7 +111,13 @@ def _learner(
 ) -> Learner:
     encoder, n_frames = model.encoder.config, crops.crop_frames
     assert n_frames is not None
-    n_masked = count_masked(n_frames // encoder.stride, recipe.mask)
+    n_steps = n_frames // encoder.stride
+    n_masked = count_masked(n_steps, recipe.mask)
+    if n_masked == n_steps:
+        raise ValueError(
+            f"`mask.mask_length` ({recipe.mask.mask_length}) hides all {n_steps} latent steps of a "
+            "crop: lower it, or lengthen `data.crop_s`"
+        )
     return Learner(
         model,
         parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),

@@ -10,13 +10,14 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..model.augment import AugmentConfig
 from ..model.encoder import PRESETS, EncoderConfig
 from ..model.hiding import HidingConfig
+from ..model.objectives import OBJECTIVES
 from ..model.optim import OptimConfig
 from ..model.tagger import TaggerConfig
 from ..pipeline.masks import MaskConfig
@@ -171,6 +172,11 @@ class Recipe(_Section):
     health: HealthConfig = HealthConfig()
 
     @model_validator(mode="after")
+    def _describes_an_encoder(self) -> Self:
+        self.model.encoder_config(n_mels=1)
+        return self
+
+    @model_validator(mode="after")
     def _has_room_for_the_warmup(self) -> Self:
         if self.optim.warmup_steps >= self.train.steps:
             raise ValueError(
@@ -187,6 +193,17 @@ class PretrainRecipe(Recipe):
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
+    def _knows_its_objective(self) -> Self:
+        where = "objective.options"
+        if self.objective.name not in OBJECTIVES:
+            raise ValueError(
+                f"`objective.name` must be one of {', '.join(OBJECTIVES)}, found "
+                f"{self.objective.name!r}"
+            )
+        _validate(OBJECTIVES[self.objective.name][0], self.objective.options, where=where)
+        return self
+
+    @model_validator(mode="after")
     def _validates_on_nothing(self) -> Self:
         for name in ("stop_after", "validate_every"):
             if found := getattr(self.train, name):
@@ -195,6 +212,16 @@ class PretrainRecipe(Recipe):
                     f"{found}"
                 )
         return self
+
+
+class FinetuneOptimConfig(OptimConfig):
+    """``[optim]`` of fine-tuning: the body's, by data2vec's recipe for AudioSet."""
+
+    lr: float = Field(
+        default=3e-5, gt=0, allow_inf_nan=False, description="peak rate of the body, per step"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    warmup_steps: int = Field(default=8_000, ge=0, description="steps of linear rise to the peak")
 
 
 class FinetuneConfig(_Section):
@@ -206,11 +233,10 @@ class FinetuneConfig(_Section):
     head_warmup_steps: int | None = Field(
         default=None, ge=0, description="warm-up of the head; none = as long as the body's"
     )
-    freeze_body_steps: int = Field(
+    freeze_body_steps: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         default=0,
-        ge=0,
-        description="first steps that train the head only, on a body without dropout; as many as "
-        "`train.steps` make a linear probe",
+        description='first steps that train the head only, on a body without dropout; "all" makes '
+        "a linear probe",
     )
     freezes_feature_encoder: bool = Field(
         default=False, description="the feature encoder stays as it was pre-trained"
@@ -229,10 +255,17 @@ class FinetuneConfig(_Section):
 class FinetuneRecipe(Recipe):
     """All of a fine-tuning run; ``[model]`` counts only when training from scratch."""
 
+    optim: FinetuneOptimConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # frozen
     tagger: TaggerConfig = TaggerConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     augment: AugmentConfig = AugmentConfig()
     hiding: HidingConfig = HidingConfig()
+
+    @property
+    def n_frozen_steps(self) -> int:
+        """First steps in which the body rests."""
+        frozen = self.finetune.freeze_body_steps
+        return self.train.steps if frozen == "all" else frozen
 
     @model_validator(mode="after")
     def _has_room_for_the_head_warmup(self) -> Self:

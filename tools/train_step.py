@@ -200,6 +200,19 @@ class Updater:
         self._learner.prepare(step, seed)
 
 
+def require_parts(n_samples: int, n_parts: int) -> None:
+    """Refuse to cut so many samples of a process into so many equal parts.
+
+    Raises:
+        ValueError: one part would have fewer.
+    """
+    if n_samples % n_parts:
+        raise ValueError(
+            f"`train.accumulate` must divide the samples of a process per step ({n_samples}), "
+            f"found {n_parts}"
+        )
+
+
 def split_batch(batch: Batch, n_parts: int) -> Iterator[Batch]:
     """Cut a batch into parts of equally many samples, in order.
 
@@ -207,11 +220,7 @@ def split_batch(batch: Batch, n_parts: int) -> Iterator[Batch]:
         ValueError: it cannot be cut so.
     """
     n_samples = len(batch.rows)
-    if n_samples % n_parts:
-        raise ValueError(
-            f"`train.accumulate` must divide the samples of a process per step ({n_samples}), "
-            f"found {n_parts}"
-        )
+    require_parts(n_samples, n_parts)
     size = n_samples // n_parts
     for start in range(0, n_samples, size):
         part = {

@@ -31,7 +31,7 @@ from .run_checkpoints import Progress, RunCheckpoints
 from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, claimed, require_shared
 from .run_log import RunLog, Window
 from .signals import catch_signals
-from .train_step import Learner, Updater
+from .train_step import Learner, Updater, require_parts
 from .training_data import RunOrder
 
 
@@ -103,6 +103,8 @@ class Trainer:
         console: Console,
         world: World,
     ) -> None:
+        n_samples = len(order.positions(0, rank=world.rank, world_size=world.size))
+        require_parts(n_samples, recipe.train.accumulate)
         self._card = card
         self._learner, self._order, self._loader = learner, order, loader
         self._train, self._health = recipe.train, recipe.health

@@ -125,12 +125,18 @@ def _long_enough(
     rows = np.arange(len(dataset)) if chosen is None else chosen
     is_long = (index.duration_s[rows] >= config.min_s) & (index.n_frames[rows] >= min_frames)
     n_short = int((~is_long).sum())
+    min_s = max(config.min_s, dataset.manifest.features.duration_s(min_frames))
     if n_short:
-        min_s = max(config.min_s, dataset.manifest.features.duration_s(min_frames))
         console.print(
             f"{len(rows) - n_short} of {len(rows)} clips take part, {n_short} are shorter than "
             f"{min_s:g} s",
             highlight=False,
+        )
+    if n_short == len(rows):
+        raise ValueError(
+            f"every clip of {dataset.url} is shorter than {min_s:g} s, the longest has "
+            f"{index.duration_s[rows].max():.3g} s: lower `data.min_s`, and `data.crop_s` with it: "
+            "--set data.min_s=… --set data.crop_s=…"
         )
     return rows[is_long]
 
