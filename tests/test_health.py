@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from melstream.tools.health import (
+    N_FIRST,
     N_RECENT,
-    N_USUAL,
     Circumstances,
     Entry,
     HealthConfig,
@@ -77,7 +77,7 @@ def test_an_illness_has_a_cause_and_a_remedy(entries: list[Entry], cause: str, r
         log(20, accuracy=[0.5] * 17 + [0.0, 0.0, 0.3]),
         log(20, target_std=[1.0] * 18 + [0.0] * (N_RECENT - 1)),
         log(20, grad_norm=[1.0] * 18 + [900.0] * (N_RECENT - 1)),
-        log(N_USUAL + N_RECENT - 1, grad_norm=[1.0] * 4 + [900.0] * N_RECENT),  # no usual yet
+        log(N_FIRST + N_RECENT - 1, grad_norm=[1.0] * 4 + [900.0] * N_RECENT),  # no usual yet
         [{"step": 9_000.0 + n, "grad_norm": 1.0} for n in range(20)],  # fine-tuning
     ],
 )
@@ -124,3 +124,10 @@ def test_a_norm_that_falls_or_wanders_does_not_explode(seed: int) -> None:
     falling = 5 * np.exp(-np.arange(400) / rng.uniform(20, 200)) + 0.3
     wandering = falling * np.exp(rng.normal(0, 0.5, 400)) * np.linspace(1, rng.uniform(1, 6), 400)
     assert find_illness(log(400, grad_norm=wandering.tolist()), CONFIG, CONTRASTIVE) is None
+
+
+def test_a_norm_that_comes_back_from_a_plateau_does_not_explode() -> None:
+    back = np.concatenate([np.full(5, 0.1), np.full(20, 2e-4), np.geomspace(2e-4, 0.1, 40)])
+    for n_entries in range(1, len(back) + 1):
+        entries = log(n_entries, grad_norm=back[:n_entries].tolist())
+        assert find_illness(entries, CONFIG, CONTRASTIVE) is None

@@ -92,8 +92,8 @@ def test_a_run_that_its_alarm_ended_says_why(tmp_path: Path) -> None:
         for step in range(10, 101, 10)
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, exploding)))
-    unfinished, ill, skips = find_warnings(read_run(run))
-    assert unfinished.remedy.endswith("it goes on from step 0: no checkpoint yet")
+    ill, skips, unfinished = find_warnings(read_run(run))
+    assert unfinished.remedy.endswith("it starts over, for it has no checkpoint")
     assert "the gradient explodes" in ill.message
     assert "half of optim.lr" in ill.remedy
     assert skips.message == "3 of 100 steps had a gradient of NaN or inf and were skipped"

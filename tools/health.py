@@ -7,11 +7,9 @@ the one before would have, and ``metrics.jsonl`` of a dead run can be judged aga
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Literal
 
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.errors import MelstreamError
@@ -20,7 +18,7 @@ Entry = dict[str, float]
 """One line of the log: ``step`` and figures, means over the steps since the line before."""
 
 N_RECENT = 3  # entries that have to agree: one bad batch is no illness
-N_USUAL = 5  # entries in a row that tell what is usual for a run
+N_FIRST, N_USUAL = 5, 10  # entries, the first and those just before, that tell what is usual
 MIN_PATIENCE = 200  # steps after the warm-up in which no run has to have learnt anything
 
 
@@ -48,7 +46,7 @@ class HealthConfig(BaseModel):
         default=2.0, ge=1, description="codes in use below which a codebook is dead"
     )
     max_norm_factor: float = Field(
-        default=100.0, gt=1, description="times its least usual size at which the gradient explodes"
+        default=100.0, gt=1, description="times its usual size at which the gradient explodes"
     )
 
 
@@ -139,10 +137,10 @@ def _exploding_gradient(
 ) -> str | None:
     norms = [entry["grad_norm"] for entry in entries[:-N_RECENT] if "grad_norm" in entry]
     least = _recent(entries, "grad_norm", min)
-    if len(norms) < N_USUAL or least is None:
+    if len(norms) < N_FIRST or least is None:
         return None
-    # The least of the medians: what is usual lately grows with a norm that explodes slowly.
-    usual = float(np.median(sliding_window_view(norms, N_USUAL), axis=1).min())
+    # What was usual lately grows along with a norm that explodes slowly: hence the first ones.
+    usual = min(median(norms[:N_FIRST]), median(norms[-N_USUAL:]))
     if least <= config.max_norm_factor * usual:
         return None
     return (

@@ -48,6 +48,7 @@ FREE_TO_CHANGE = (
     "health",
     "cache",
     "timeout_s",
+    "chance",
 )
 """Fields of a recipe that may differ when a run is resumed: they change no batch and no aim.
 

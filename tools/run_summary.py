@@ -163,21 +163,26 @@ def find_warnings(run: RunSummary) -> list[Finding]:
 
 def _unfinished(run: RunSummary) -> Iterator[Finding]:
     if not run.is_complete:
-        start = f"step {run.checkpoints[-1]:,}" if run.checkpoints else "step 0: no checkpoint yet"
+        last = run.checkpoints[-1] if run.checkpoints else None
+        start = (
+            "starts over, for it has no checkpoint"
+            if last is None
+            else f"goes on from step {last:,}"
+        )
         yield Finding(
             code="unfinished",
             message=f"the run stopped at step {run.step:,} of {run.n_steps:,}",
-            remedy=f"start it again with --resume, it goes on from {start}",
+            remedy=f"start it again with --resume, it {start}",
         )
 
 
 def _ill(run: RunSummary) -> Iterator[Finding]:
     """Judge the log as the run's own alarm does, whatever it was set to."""
     recipe = run.config["recipe"]
-    circumstances = Circumstances(
-        recipe.get("optim", {}).get("warmup_steps", 0), run.n_steps, run.config.get("chance")
-    )
-    config = HealthConfig.model_validate(recipe.get("health", {}) | {"alarm": "warn"})
+    warmup_steps = recipe.get("optim", {}).get("warmup_steps") or 0
+    circumstances = Circumstances(warmup_steps, run.n_steps, run.config.get("chance"))
+    known = {k: v for k, v in recipe.get("health", {}).items() if k in HealthConfig.model_fields}
+    config = HealthConfig.model_validate(known | {"alarm": "warn"})
     illness = find_illness(_entries(run), config, circumstances)
     if illness is not None:
         message, _, remedy = illness.partition(" Usual remedy: ")
@@ -257,7 +262,7 @@ def _unmeasured(run: RunSummary) -> Iterator[Finding]:
 
 
 _CHECKS = (
-    _unfinished, _ill, _skips_steps, _waits_for_data, _trained_too_long, _learns_nothing,
+    _ill, _skips_steps, _unfinished, _waits_for_data, _trained_too_long, _learns_nothing,
     _unmeasured,
 )  # fmt: skip
 

@@ -297,7 +297,7 @@ class Trainer:
             self._say(f"no checkpoint in {self._folder} yet: starting at step 0")
             return
         self._at = Progress(**checkpoint.meta["progress"])
-        self._window = Window.of_state(checkpoint.meta["window"], self._world.device)
+        self._window = Window.of_state(checkpoint.meta.get("window", {}), self._world.device)
         self._at.step = self._order.resume(checkpoint.meta["order"])
         self._learner.module.load_state_dict(checkpoint.model_state)
         self._updater.restore(checkpoint)
