@@ -127,6 +127,7 @@ def test_build_then_inspect_and_verify(
             "must be on a disk of this machine, found s3://bucket/cache",
         ),
         (["inspect", "{tmp}/empty", "--html", "{tmp}/empty"], 2, "found the folder"),
+        (["demo", "--source", "{tmp}/nothing"], 2, "must be a folder of audio files"),
     ],
 )  # fmt: skip
 def test_a_wrong_call_says_what_is_wrong_and_leaves_nothing(

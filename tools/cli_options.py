@@ -17,20 +17,20 @@ err_console = Console(stderr=True)
 silent_console = Console(quiet=True)
 
 
-def local_path(text: str) -> Path:
-    """Read a path on a disk of this machine.
+def local_path(text: str | Path) -> Path:
+    """Read a path on a disk of this machine; a default may be one already.
 
     Raises:
         typer.BadParameter: it is the address of something in an object store.
     """
-    if "://" in text:
+    if "://" in str(text):
         raise typer.BadParameter(
             f"must be on a disk of this machine, found {text}; copy it over, before or afterwards"
         )
     return Path(text)
 
 
-def local_file(text: str) -> Path:
+def local_file(text: str | Path) -> Path:
     """Read the path of a file to be written, on a disk of this machine.
 
     Raises:
