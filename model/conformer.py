@@ -134,7 +134,7 @@ def depthwise_convolution(
     which on an AMD EPYC took a third of ``nn.Conv1d``'s time.
 
     Where ``torch.compile`` makes kernels for a GPU, the sum is written out and becomes one of
-    them: cuDNN's takes five times as long with channels last (PyTorch's pull request 175280,
+    them: cuDNN's takes six times as long with channels last (PyTorch's pull request 175280,
     kernel 3, forward: 1.07 ms against 0.18 ms).
 
     Args:

@@ -109,6 +109,10 @@ def test_facts_name_the_encoder_that_is_trained_and_both_rates(tmp_path: Path) -
     facts = dict(run_facts(read_run(run)))
     assert facts["model"] == "an encoder of 5 blocks, 77 wide, that was given, float32"
     assert facts["peak learning rate"] == "0.5 of the head, 0.001 of the body"
+    config["recipe"]["finetune"]["freeze_body_steps"] = "all"
+    (run / "config.json").write_text(json.dumps(config))
+    resting = dict(run_facts(read_run(run)))
+    assert resting["peak learning rate"] == "0.5 of the head, the body rests"
     assert facts["best step"] == "the mean of the last 3 checkpoints is the model"
     assert "best step" not in dict(run_facts(read_run(write_run(tmp_path / "pre", task=None))))
 

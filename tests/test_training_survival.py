@@ -298,7 +298,7 @@ def test_an_average_of_fewer_checkpoints_says_so(
     sets = [*SMALL, "train.steps=3", "train.average_last=2"]
     run_finetune(data, tmp_path / "run", quiet, *sets)
     said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
-    assert "the model is the average of 1 checkpoints, not of 2" in said
+    assert "the model is the average of 1 checkpoint, not of 2" in said
 
 
 def test_the_moving_average_becomes_the_model(

@@ -16,6 +16,7 @@ from ..model.metrics import TaggingMetrics, tagging_metrics
 from ..model.tagger import Tagger, Task
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
+from ..pipeline.shard_cache import CacheConfig
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
@@ -52,6 +53,7 @@ def predict(
     *,
     rows: npt.NDArray[np.int64] | None = None,
     world: World | None = None,
+    cache: CacheConfig | None = None,
 ) -> Predictions:
     """Score every clip of a data set once; what is longer than a minute, by its first minute.
 
@@ -61,6 +63,7 @@ def predict(
         dataset: what to score; its classes must be among the model's.
         rows: the clips to score, ascending rows of the index; None: all.
         world: the processes that share the work, each ends up with all of it; None: one.
+        cache: how a data set in an object store is read.
 
     Raises:
         ValueError: features or classes do not fit the model.
@@ -77,6 +80,7 @@ def predict(
         label_names=card.label_names,
         rank=world.rank,
         world_size=world.size,
+        cache=cache,
     )
     tagger.eval()
     scores, labels, served = [], [], []

@@ -17,7 +17,7 @@ from ..model.hiding import draw_hidden
 from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
 from ..pipeline.batch import Batch
-from ..shards.dataset import Dataset, open_dataset
+from ..shards.dataset import Dataset
 from ..shards.errors import DatasetError
 from .distributed import World
 from .evaluate import predict, write_report
@@ -108,7 +108,7 @@ def finetune(
     config |= {"encoder": {"start": start, **card.encoder.model_dump()}}
     rows = None if part is None else part.held_out
     trainer = Trainer(
-        _learner(recipe, tagger, card, _validation(tagger, card, held_out, rows, world)),
+        _learner(recipe, tagger, card, _validation(recipe, tagger, card, held_out, rows, world)),
         order, loader, recipe=recipe, folder=out, config=config, card=card, console=console,
         world=world,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def finetune(
     if result.is_complete:
         finish_run(
             out, trainer.final_weights, trainer.card(), world=world,
-            measure=lambda: _write_evaluation(out, held_out, rows, world),
+            measure=lambda: _write_evaluation(recipe, out, held_out, rows, world),
         )  # fmt: skip
     return result
 
@@ -126,7 +126,7 @@ def _held_out(
 ) -> Dataset | None:
     """Open the data set to validate on; say so where the recipe wants one and there is none."""
     if valid is not None:
-        held_out = open_dataset(valid)
+        (held_out,) = open_data(valid, recipe.data)
         _require_same_labels(held_out, dataset)
         return held_out
     if recipe.train.stop_after:
@@ -165,6 +165,7 @@ def _build(
 
 
 def _validation(
+    recipe: FinetuneRecipe,
     tagger: Tagger,
     card: ModelCard,
     held_out: Dataset | None,
@@ -176,20 +177,27 @@ def _validation(
         return None
 
     def validate() -> dict[str, float]:
-        predictions = predict(tagger, card, held_out, rows=rows, world=world)
+        predictions = predict(
+            tagger, card, held_out, rows=rows, world=world, cache=recipe.data.cache
+        )
         return predictions.metrics(tagger.config.task).summary()
 
     return validate
 
 
 def _write_evaluation(
-    run: Path, held_out: Dataset | None, rows: npt.NDArray[np.int64] | None, world: World
+    recipe: FinetuneRecipe,
+    run: Path,
+    held_out: Dataset | None,
+    rows: npt.NDArray[np.int64] | None,
+    world: World,
 ) -> None:
     """Measure the finished model on the held-out clips, each class alone."""
     if held_out is None:
         return
     tagger, card = world.on_all(lambda: load_tagger(run))
-    predictions = predict(tagger.to(world.device), card, held_out, rows=rows, world=world)
+    tagger.to(world.device)
+    predictions = predict(tagger, card, held_out, rows=rows, world=world, cache=recipe.data.cache)
     world.on_main(
         lambda: write_report(run / VALIDATION_NAME, predictions.metrics(tagger.config.task), card)
     )

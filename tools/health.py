@@ -34,7 +34,7 @@ class HealthConfig(BaseModel):
         default=2_000,
         ge=1,
         description="steps after the warm-up in which contrastive accuracy has to leave chance; "
-        "in a short run half of them, and 200",
+        "a shorter run has half of its own, at least 200",
     )
     chance_factor: float = Field(
         default=1.5, gt=1, description="accuracy below so many times chance counts as chance"

@@ -194,13 +194,13 @@ class PretrainRecipe(Recipe):
 
     @model_validator(mode="after")
     def _knows_its_objective(self) -> Self:
-        where = "objective.options"
         if self.objective.name not in OBJECTIVES:
             raise ValueError(
                 f"`objective.name` must be one of {', '.join(OBJECTIVES)}, found "
                 f"{self.objective.name!r}"
             )
-        _validate(OBJECTIVES[self.objective.name][0], self.objective.options, where=where)
+        config_class, _ = OBJECTIVES[self.objective.name]
+        _validate(config_class, self.objective.options, where="objective.options")
         return self
 
     @model_validator(mode="after")

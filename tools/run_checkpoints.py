@@ -29,6 +29,7 @@ from ..model.checkpoint import (
 from ..shards.errors import DatasetError, MelstreamError
 from .distributed import World
 from .run_folder import CHECKPOINTS_NAME, differences, not_shared
+from .text_tables import many
 from .train_step import Updater
 
 
@@ -167,8 +168,8 @@ class RunCheckpoints:
         paths = self._regular(step, n)
         if len(paths) < n:
             self._warn(
-                f"the model is the average of {len(paths)} checkpoints, not of {n}: the run has "
-                "no more; lower train.checkpoint_every next time"
+                f"the model is the average of {many(len(paths), 'checkpoint')}, not of {n}: the "
+                "run has no more; lower train.checkpoint_every next time"
             )
         return average_states([load_checkpoint(path).weights for path in paths])
 

@@ -1,6 +1,7 @@
 """The folder of a training run: what lies where, and whose it is.
 
 config.json        the resolved recipe, the data set's fingerprint, the command's inputs
+lock               held by the process that trains here
 checkpoints/       step-000200/ …
 tensorboard/       scalars
 metrics.jsonl      the same scalars, one line per entry
@@ -14,17 +15,17 @@ evaluation-valid.json, other evaluation*.json
 import errno
 import fcntl
 import json
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
 
 CONFIG_NAME = "config.json"
+LOCK_NAME = "lock"
 CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 METRICS_NAME = "metrics.jsonl"
@@ -50,7 +51,8 @@ FREE_TO_CHANGE = (
     "timeout_s",
     "chance",
 )
-"""Fields of a recipe that may differ when a run is resumed: they change no batch and no aim.
+"""Fields of a run's configuration that may differ when it is resumed: they change no batch and
+no aim. ``chance`` follows from the others; it stands there for those who read the log.
 
 (``accumulate`` and ``checkpoints_activations`` follow the GPUs at hand; they alter what
 dropout draws, and the rounding of sums.)
@@ -93,17 +95,14 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         DatasetError: another one does.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
+    with (folder / LOCK_NAME).open("ab") as file:  # NFS locks only what is open for writing
+        _lock(file, folder)
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(file: BinaryIO, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DatasetError(
             f"another process trains in {folder}; let it end, or choose another --out"

@@ -50,15 +50,13 @@ def run_facts(run: RunSummary) -> list[tuple[str, str]]:
     facts = [
         ("task", "pre-training" if run.task == "pretrain" else "fine-tuning"),
         ("steps", f"{run.step:,} of {run.n_steps:,}{'' if run.is_complete else ', not finished'}"),
-        ("best step", best_text(run)),
+        *([("best step", best_text(run))] if run.task == "finetune" else []),
         ("model", f"{_model_text(run)}, {recipe['train'].get('precision', '')}"),
         ("batch", f"{data.get('batch_size', '?')} clips of {data.get('crop_s', '?')} s"),
         ("peak learning rate", _rate_text(recipe)),
         ("data set", f"fingerprint {run.config.get('fingerprint', 'unknown')}"),
         ("checkpoints", ", ".join(f"step {step:,}" for step in run.checkpoints) or "none"),
     ]
-    if run.task == "pretrain":
-        facts.remove(("best step", best_text(run)))  # nothing is held out
     if speed is not None and wait is not None:
         facts.insert(
             2, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
@@ -77,8 +75,11 @@ def _model_text(run: RunSummary) -> str:
 def _rate_text(recipe: dict[str, Any]) -> str:
     """Give the peak learning rate, of a tagger those of head and body."""
     rate = f"{recipe.get('optim', {}).get('lr', '?')}"
-    head = recipe.get("finetune", {}).get("head_lr")
-    return rate if head is None else f"{head} of the head, {rate} of the body"
+    options = recipe.get("finetune", {})
+    if "head_lr" not in options:
+        return rate
+    body = "the body rests" if options.get("freeze_body_steps") == "all" else f"{rate} of the body"
+    return f"{options['head_lr']} of the head, {body}"
 
 
 def best_text(run: RunSummary) -> str:
