@@ -79,11 +79,6 @@ class CacheConfig(BaseModel):
         default=None, ge=1, description="about how many bytes are fetched at once; none = by size"
     )
     n_parallel: int = Field(default=8, ge=1, le=256, description="requests at once")
-    checks_local: bool = Field(
-        default=False,
-        description="compare each log-mel of a local data set with its hash when it is read; "
-        "what comes from an object store is compared always",
-    )
 
     @field_validator("folder", mode="before")
     @classmethod
@@ -176,6 +171,11 @@ class ShardCache:
                     partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
             time.sleep(pause_s)
         return np.frombuffer(fetch(), np.uint8)
+
+    def drop(self, name: str) -> None:
+        """Remove a piece that is not what was downloaded, unless another process uses it."""
+        _log.warning("%s was altered; it is fetched again", self.folder / name)
+        remove(self.folder / name)
 
     def _fill(
         self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], Payload], *, wait_s: float

@@ -7,8 +7,9 @@
                 ...  # copy from lease.addresses
 
 Local shards are mapped whole, where they lie. Those of an object store are fetched in pieces,
-checked against the hashes of the index, and kept in a folder that the processes of a machine
-share, or in memory.
+and kept in a folder that the processes of a machine share, or in memory. Whatever enters a
+process is checked once against the hashes of the index: local log-mels when they are used
+first, pieces when they are fetched or found in the folder.
 """
 
 import os
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..shards.dataset import Dataset
+from ..shards.dataset import Dataset, file_size
 from ..shards.errors import ShardError
 from ..shards.storage import DEFAULT_TIMEOUT_S, Payload
 from .fetcher import Fetcher, PlannedStep, Slot
@@ -145,8 +146,8 @@ class ShardSource:
         bases = dict(zip(numbers, map(address_of, pieces), strict=True))
         addresses = np.array([bases.get(number, 0) for number in of_row], np.uint64)
         addresses += np.where(is_row, self._pieces.offset[rows], 0).astype(np.uint64)
-        if self._is_local and self._config.checks_local:
-            self._check_local(rows[is_row])
+        if self._is_local:
+            self._check_new(rows[is_row])
         return Lease(addresses, np.where(is_row, self._n_bytes(rows), 0), pieces, release)
 
     def read_ahead(self, steps: Iterable[Rows]) -> None:
@@ -188,17 +189,26 @@ class ShardSource:
         return [_data(slot) for slot in slots], lambda: fetcher.release(slots)
 
     def _map(self, number: int) -> Bytes:
-        first = int(self._pieces.first_byte[number])
-        data = self._dataset.shard_bytes(int(self._pieces.shard[number]))
+        first, shard = int(self._pieces.first_byte[number]), int(self._pieces.shard[number])
+        data = self._dataset.shard_bytes(shard)
+        if file_size(data) < len(data):  # beyond its end the kernel would end this process
+            name = self._dataset.manifest.shards[shard].name
+            raise ShardError(
+                f"{self._dataset.storage.url_of(name)} had {len(data)} bytes and was cut to "
+                f"{file_size(data)} while it was in use; copy it again, or build it again",
+                shard=name,
+            )
         return data[first : first + int(self._pieces.n_bytes[number])]
 
-    def _check_local(self, rows: Rows) -> None:
-        index = self._dataset.index
-        for row in rows.tolist():
+    def _check_new(self, rows: Rows) -> None:
+        """Compare local log-mels that this process has not used yet with their hashes."""
+        index, is_checked = self._dataset.index, self._dataset.is_checked
+        for row in rows[~is_checked[rows]].tolist():
             first, size = int(index.logmel_offset[row]), int(index.logmel_size[row])
             payload = self._dataset.shard_bytes(int(index.shard[row]))[first : first + size]
             if xxhash.xxh3_64_intdigest(payload.data) != int(index.logmel_hash[row]):
                 raise self._altered(row)
+            is_checked[row] = True
 
     def _planned(self, rows: Rows) -> PlannedStep:
         """Name the pieces of a step, in the order of their first use."""
@@ -253,9 +263,14 @@ class ShardSource:
             return self._fetch(number)
 
         data = self._cache.get(name, n_bytes, fetch, wait_s=self._wait_s)
-        if not fetched:
-            with self._stats_lock:
-                self.stats.n_reused += 1
+        if fetched:
+            return data
+        if _find_altered(self._dataset, pieces, number, data.data) is not None:
+            del data  # and with it the lease
+            self._cache.drop(name)
+            return np.frombuffer(self._fetch(number), np.uint8)
+        with self._stats_lock:
+            self.stats.n_reused += 1
         return data
 
     def _fetch(self, number: int) -> Payload:

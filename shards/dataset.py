@@ -78,6 +78,11 @@ class Dataset:
         )
 
     @cached_property
+    def is_checked(self) -> npt.NDArray[np.bool_]:
+        """Rows whose log-mel this process has compared with its hash; bool, shape (n,)."""
+        return np.zeros(len(self), bool)
+
+    @cached_property
     def logmel_counts(self) -> npt.NDArray[np.int64] | None:
         """Frames by mel band and code over the whole set, shape (n_mels, 256), if recorded."""
         return read_counts(
@@ -269,6 +274,12 @@ def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArra
     with (storage.folder / entry.name).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, np.uint8)
+
+
+def file_size(mapped: npt.NDArray[np.uint8]) -> int:
+    """Return how many bytes the file of a mapped shard has by now."""
+    view: Any = mapped.base  # a memoryview of the mmap
+    return int(view.obj.size())
 
 
 def _check_size(storage: Storage, entry: ShardEntry) -> None:

@@ -8,6 +8,7 @@ own. So obstore is imported where it is used, never at the top of a file.
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,9 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ATTEMPTS = 4  # of a server that stalls; what fails faster is tried more often
-MAX_RETRIES = 10
 CONNECT_TIMEOUT_S = 5.0
-FIRST_PAUSE_S = 0.1  # it doubles from retry to retry
+FIRST_ANSWER_S = 10.0  # of retries, until a store has answered: the address may be a wrong one
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # between retries; drawn, and growing
+UNLIMITED = 1_000_000  # retries: time is what limits them
 ENDPOINT_VARIABLES = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
@@ -36,12 +38,17 @@ def obstore() -> Any:
     return obstore
 
 
-def open_client(url: str, *, timeout_s: float) -> Any:
+def open_client(url: str, *, timeout_s: float, has_answered: bool) -> Any:
     """Open the store of an address that ``open_storage`` has checked.
 
     Args:
         url: ``s3://bucket/path``, ``gs://``, ``az://container/path`` or ``http(s)://``.
         timeout_s: longest time for one request with all its retries, in seconds.
+        has_answered: whether there is such a store; until it is known, nothing is tried again
+            after ``FIRST_ANSWER_S``.
+
+    Raises:
+        ValueError: the environment names a server that is no address.
     """
     store = obstore().store
     attempt_s = timeout_s / ATTEMPTS
@@ -52,13 +59,17 @@ def open_client(url: str, *, timeout_s: float) -> Any:
     if endpoint(url).startswith("http://"):
         options["allow_http"] = True
     # The last attempt may start at the end of the retry time and takes `attempt_s` at most.
+    retry_s = timeout_s - attempt_s
+    if not has_answered:
+        retry_s = min(retry_s, FIRST_ANSWER_S)
     retries = {
-        "max_retries": MAX_RETRIES,
-        "retry_timeout": timedelta(seconds=timeout_s - attempt_s),
+        "max_retries": UNLIMITED,
+        "retry_timeout": timedelta(seconds=retry_s),
         "backoff": {
             "init_backoff": timedelta(seconds=min(FIRST_PAUSE_S, attempt_s / 4)),
-            "max_backoff": timedelta(seconds=attempt_s),  # below the first, the client panics
-            "base": 2,
+            # Not below the first, or the client panics.
+            "max_backoff": timedelta(seconds=min(LONGEST_PAUSE_S, attempt_s)),
+            "base": 3,  # a pause is drawn between the first and three times the one before
         },
     }
     address = urlsplit(url)
@@ -74,12 +85,24 @@ def open_client(url: str, *, timeout_s: float) -> Any:
 
 
 def endpoint(url: str) -> str:
-    """Return the server that the environment sets for an address, or an empty string."""
+    """Return the server that the environment sets for an address, or an empty string.
+
+    Raises:
+        ValueError: what it sets is no address.
+    """
     scheme = urlsplit(url).scheme
     if scheme in ("http", "https"):
         return url
-    names = ENDPOINT_VARIABLES.get(scheme, ())
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+    for name in ENDPOINT_VARIABLES.get(scheme, ()):
+        server = os.environ.get(name)
+        if server is None:
+            continue
+        if not re.match("https?://[^/]", server):  # the client would panic
+            raise ValueError(
+                f"{name} must be http(s)://host:port, found {server!r}; set or unset it"
+            )
+        return server
+    return ""
 
 
 class _CopyLoader(ExtensionFileLoader):

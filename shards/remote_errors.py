@@ -22,6 +22,8 @@ CREDENTIALS = {
 NO_BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound"}
 METADATA_HOSTS = ("169.254.", "metadata.google.internal")  # asked when no credentials are set
 NETWORK_ERROR = re.compile(r"kind: (Connect|Timeout|Request|Interrupted|Decode)")
+SHORT_NETWORK_ERROR = re.compile(r"HTTP error: error ([a-z ]+)")  # of an upload that ends
+WAITED = re.compile(r" in ([0-9.]+)(m?)s, after \d+ retries")
 SECRET_VARIABLE = re.compile(r"^(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|PASSWORD)")
 MAX_SHOWN = 300  # characters of the client's own text
 
@@ -40,13 +42,13 @@ def explain(error: Exception, *, url: str, timeout_s: float) -> Exception:
     text = str(error)
     codes = sorted(set(re.findall(r"<Code>(\w+)</Code>", text)))
     status = next(iter(re.findall(r"status code: (\d{3})", text)), "")
-    network = NETWORK_ERROR.search(text)
+    network = NETWORK_ERROR.search(text) or SHORT_NETWORK_ERROR.search(text)
     if any(host in text for host in METADATA_HOSTS):
         reason = f"no credentials found; {_set_credentials(url)}"
     elif isinstance(error, FileNotFoundError) and not NO_BUCKET_CODES.intersection(codes):
         return FileNotFoundError(errno.ENOENT, "no such object", url)
     elif status:
-        reason = _refusal(status, codes, url, timeout_s)
+        reason = _refusal(status, codes, url, _waited_s(text, timeout_s))
     elif network:
         reason = _silence(network[1], text, url, timeout_s)
     elif "Range request not supported" in text:
@@ -56,7 +58,13 @@ def explain(error: Exception, *, url: str, timeout_s: float) -> Exception:
     return StorageError(f"{url}: {reason}")
 
 
-def _refusal(status: str, codes: list[str], url: str, timeout_s: float) -> str:
+def _waited_s(text: str, timeout_s: float) -> float:
+    """Return how long the client tried, where it says so; the time limit otherwise."""
+    found = WAITED.search(text)
+    return timeout_s if found is None else float(found[1]) / (1_000 if found[2] else 1)
+
+
+def _refusal(status: str, codes: list[str], url: str, waited_s: float) -> str:
     """Say what an answer of the store means."""
     said = " ".join([status, *codes])
     if NO_BUCKET_CODES.intersection(codes):
@@ -70,7 +78,7 @@ def _refusal(status: str, codes: list[str], url: str, timeout_s: float) -> str:
         return f"it ends before the range asked for ({said}); copy or build it again"
     if status == "429" or status.startswith("5"):
         return (
-            f"the store answered {said}, also when asked again for up to {timeout_s:g} s; try "
+            f"the store answered {said}, also when asked again for {waited_s:.1f} s; try "
             "later, or with fewer requests at once"
         )
     return f"the store answered {said}; check address, endpoint and region"
@@ -80,10 +88,12 @@ def _silence(kind: str, text: str, url: str, timeout_s: float) -> str:
     """Say what it means that the store did not answer, or not to the end."""
     causes = re.findall(r'(?:message: |Error\(|error: )"([^"]+)"', text)
     names = " or ".join(ENDPOINT_VARIABLES.get(urlsplit(url).scheme, ())[:2])
+    waited_s = _waited_s(text, timeout_s)
+    more = ", or allow more time (`timeout_s`)" if waited_s > timeout_s / 2 else ""
     return (
-        f"no whole answer from {_server(url)} within {timeout_s:g} s "
+        f"no whole answer from {_server(url)} in {waited_s:.1f} s "
         f"({_cleaned(', '.join([kind.lower(), *causes[-1:]]))}); check the network and the address "
-        f"of the server{f' ({names})' if names else ''}, or allow more time (`timeout_s`)"
+        f"of the server{f' ({names})' if names else ''}{more}"
     )
 
 

@@ -48,26 +48,32 @@ class RemoteStorage(Storage):
         self.name = self.url.rsplit("/", 1)[1]
         self.timeout_s = timeout_s
         self.is_web = urlsplit(url).scheme in ("http", "https")
-        self._opened: tuple[int, Any] | None = None
+        self._has_answered = False
+        self._opened: tuple[int, bool, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
 
     @property
     def client(self) -> Any:
-        """The obstore store of this place, opened once per process."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_client(self.url, timeout_s=self.timeout_s)
-        return self._opened[1]
+        """The obstore store of this place, opened once per process, and when it has answered."""
+        wanted = os.getpid(), self._has_answered
+        if self._opened is None or self._opened[:2] != wanted:
+            client = open_client(
+                self.url, timeout_s=self.timeout_s, has_answered=self._has_answered
+            )
+            self._opened = *wanted, client
+        return self._opened[2]
 
     @contextlib.contextmanager
     def explained(self, name: str) -> Iterator[None]:
         """Turn what the client raises in the block into errors that name place and remedy."""
         try:
             yield
-        except (obstore().exceptions.BaseError, FileNotFoundError) as error:
+        except (obstore().exceptions.BaseError, OSError) as error:
             # `from None`: the client's own text may hold signed addresses.
             raise explain(error, url=self.url_of(name), timeout_s=self.timeout_s) from None
+        self._has_answered = True
 
     def read(self, name: str) -> bytes:
         """See ``Storage.read``."""
@@ -186,6 +192,7 @@ class RemoteStorage(Storage):
         from .remote_zarr import RemoteZarrStore  # zarr takes long to import
 
         place = RemoteStorage(self.url_of(checked_name(name)), timeout_s=self.timeout_s)
+        place._has_answered = self._has_answered
         return RemoteZarrStore(place, read_only=read_only)
 
     def clean(self, name: str = "") -> None:

@@ -13,7 +13,6 @@ from test_loader import MASKED, assert_same, make_loader
 from melstream.pipeline.batch import BatchMemory, on_device
 from melstream.pipeline.loader import Loader, LoaderConfig
 from melstream.pipeline.order import EvaluationOrder
-from melstream.pipeline.shard_cache import CacheConfig
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import ShardError
 
@@ -54,17 +53,26 @@ def test_on_a_cpu_a_batch_stays_where_it_is(small_dataset: Dataset) -> None:
         assert_same(one, other)
 
 
-def test_local_shards_are_compared_with_their_hashes_on_request(small_dataset: Dataset) -> None:
+def test_an_altered_local_shard_is_noticed_when_it_is_used_first(small_dataset: Dataset) -> None:
     row = 25
     shard = small_dataset.folder / small_dataset.shard_of(row).name
     altered = bytearray(shard.read_bytes())
     altered[int(small_dataset.index.logmel_offset[row]) + 200] ^= 1
     shard.write_bytes(altered)
-    order = EvaluationOrder(len(small_dataset), 8)
-    assert len(list(Loader(small_dataset, order, LoaderConfig()).batches(0, 8))) == 8
-    checked = Loader(small_dataset, order, LoaderConfig(), cache=CacheConfig(checks_local=True))
+    loader = Loader(small_dataset, EvaluationOrder(len(small_dataset), 8), LoaderConfig())
     with pytest.raises(ShardError, match=rf"payload of {small_dataset.key(row)} is not the one"):
-        list(checked.batches(0, 8))
+        list(loader.batches(0, 8))
+    assert not small_dataset.is_checked[row]
+    assert small_dataset.is_checked[:24].all()
+
+
+def test_a_shard_that_is_cut_while_in_use_is_an_error(small_dataset: Dataset) -> None:
+    shard = small_dataset.folder / small_dataset.shard_of(0).name
+    loader = Loader(small_dataset, EvaluationOrder(len(small_dataset), 8), LoaderConfig())
+    next(loader.batches(0, 1))
+    os.truncate(shard, 5_000)
+    with pytest.raises(ShardError, match=rf"{shard.name} had \d+ bytes and was cut to 5000 while"):
+        next(loader.batches(0, 1))
 
 
 PROGRAM = """

@@ -16,6 +16,7 @@ import zarr
 from fault_proxy import FaultProxy, Faults
 from object_store import LARGE, SMALL, Bucket, Write, write_at_once, write_in_blocks
 
+from melstream.shards import object_client
 from melstream.shards.remote_errors import explain
 from melstream.shards.remote_storage import MAX_REQUESTS, PART_BYTES
 from melstream.shards.storage import Storage, StorageError, open_storage
@@ -157,8 +158,8 @@ def test_an_upload_goes_on_after_a_fault(
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        (Faults(stall_after=0, n_times=10**9), r"no whole answer .* within 1 s \(timeout"),
-        (Faults(reset_after=0, n_times=10**9), r"no whole answer .* within 1 s"),
+        (Faults(stall_after=0, n_times=10**9), r"no whole answer .* in \d\.\d s \(timeout"),
+        (Faults(reset_after=0, n_times=10**9), r"no whole answer .* in \d\.\d s"),
         (Faults(unavailable_share=1.0), r"the store answered 503 SlowDown"),
     ],
     ids=["stall", "reset", "503"],
@@ -174,6 +175,36 @@ def test_what_never_works_ends_in_an_error(
     with pytest.raises(StorageError, match=message) as caught:
         write_in_blocks(storage, "shard", LARGE)
     check_message(bucket, caught.value)
+
+
+def test_time_limits_the_retries_and_nothing_else(
+    bucket: Bucket, fault_proxy: FaultyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(object_client, "LONGEST_PAUSE_S", 0.02)
+    bucket.open().write("a", SMALL)
+    proxy = fault_proxy(Faults(reset_after=0, n_times=30))
+    assert bucket.open().read("a") == SMALL
+    assert proxy.counts["reset"] == 30
+
+
+def test_a_server_that_never_answered_is_given_up_early(
+    bucket: Bucket, fault_proxy: FaultyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_client, "FIRST_ANSWER_S", 0.2)
+    a_day_s = 86_400.0
+    fault_proxy(Faults(reset_after=0, n_times=10**9))
+    with pytest.raises(StorageError, match=r"no whole answer from \S+ in 0\.\d s"):
+        bucket.open(timeout_s=a_day_s).read("a")
+
+
+@pytest.mark.parametrize("server", ["", "localhost:9000", "http://"])
+def test_a_server_that_is_no_address_is_refused(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    with pytest.raises(ValueError, match=rf"AWS_ENDPOINT_URL must be .*, found '{server}'; set or"):
+        open_storage("s3://bucket/set").read("a")
 
 
 def check_message(bucket: Bucket, error: BaseException) -> None:
@@ -192,6 +223,7 @@ OPERATIONS: dict[str, Callable[[Storage], object]] = {
     "list": lambda storage: storage.list(),
     "write": lambda storage: storage.write("a", b""),
     "writer": lambda storage: write_in_blocks(storage, "a", LARGE),
+    "small writer": lambda storage: write_in_blocks(storage, "a", SMALL),
     "delete": lambda storage: storage.delete("a"),
     "delete_all": lambda storage: storage.delete_all("a"),
     "move": lambda storage: storage.move("a", "b"),
