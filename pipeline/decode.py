@@ -229,7 +229,8 @@ def _read(reader: AudioReader, n_wanted: int | None) -> Samples:
     if n_read > limit:
         raise SampleError(
             f"{reader.path}: at most {limit / reader.sample_rate:,.0f} s can be decoded at once, "
-            "found more; cut it into windows (`decode_windows`)",
+            "found more; cut it into windows (--window-seconds; in Python "
+            "`decode_windows`)",
             reason="too_long",
         )
     return _join(blocks)

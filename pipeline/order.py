@@ -322,7 +322,8 @@ def check_divides(rank: int, world_size: int, divided: Mapping[str, int]) -> Non
         names = " and ".join(f"`{name}` ({n})" for name, n in divided.items())
         largest = math.gcd(*divided.values())
         raise ValueError(
-            f"`world_size` must divide {names}, found {world_size}; take a divisor of {largest}"
+            f"`world_size` must divide {names}, found {world_size}; "
+            + (f"take a divisor of {largest}" if largest > 1 else "give a multiple of it")
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"`rank` must be in 0..world_size-1 (0..{world_size - 1}), found {rank}")

@@ -13,7 +13,7 @@ bad data is one of these. ``SampleError.reason`` is one word, the one under whic
 from typing import Any
 
 REASONS = {
-    "missing": "the metadata lists the clip, but no file was found",
+    "missing": "the clip is listed, but no file was found, or a link that leads nowhere",
     "empty": "the file holds no audio at all",
     "undecodable": "neither soundfile nor PyAV could decode it",
     "truncated": "the decoder gave fewer samples than the file declares",

@@ -24,7 +24,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         the file, open for writing bytes under a temporary name beside ``path``.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left under either name.
+        OSError: the disk is full or not writable; it names the file, and nothing is left under
+            either name.
     """
     # Two writers of one file, on one machine or two, must never share a temporary name.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
@@ -34,8 +35,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write knows no name
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -123,8 +123,8 @@ class Index:
                 self._read[name] = np.asarray(source[...])
             except (ValueError, RuntimeError, TypeError) as error:  # whatever a codec raises
                 raise DatasetError(
-                    f"column `{name}` of the index is damaged ({error}); copy the index again, or "
-                    "build the data set again"
+                    f"column `{name}` of the index is damaged ({error}) in {source.store_path}; "
+                    "copy the index again, or build the data set again"
                 ) from error
         return self._read[name]
 

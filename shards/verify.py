@@ -16,6 +16,7 @@ from .manifest import MANIFEST_NAME, manifest_bytes
 from .tar_members import split_name
 
 BLOCK_BYTES = 2**22
+REMEDY = "copy it again, or build the data set again"
 
 
 def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None]:
@@ -53,18 +54,15 @@ def _first_rows(dataset: Dataset) -> npt.NDArray[np.int64]:
 
 
 def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
-    remedy = "copy it again, or build the data set again"
     manifest, storage = dataset.manifest, dataset.storage
     if full and storage.read(MANIFEST_NAME) != manifest_bytes(manifest):
         yield ShardError(
-            f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {remedy}",
+            f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {REMEDY}",
             shard=MANIFEST_NAME,
         )
     fault = _index_fault(dataset, full=full)
     if fault:
-        yield ShardError(
-            f"{dataset.url}/{manifest.index_name}: {fault}; {remedy}", shard=INDEX_NAME
-        )
+        yield ShardError(f"{dataset.url}/{manifest.index_name}: {fault}", shard=INDEX_NAME)
     if not storage.url.startswith("http"):  # a web server lists nothing
         named = {shard.name for shard in manifest.shards}
         for name, _ in storage.list():
@@ -87,8 +85,9 @@ def _index_fault(dataset: Dataset, *, full: bool) -> str | None:
         files = read_index_files(storage, manifest.index_name)
         is_same = hash_files(files) == manifest.index_files_hash
     if not is_same:
-        return "not the index that the manifest was written with"
-    return find_fault(dataset.index, manifest)
+        return f"not the index that the manifest was written with; {REMEDY}"
+    fault = find_fault(dataset.index, manifest)
+    return fault and f"{fault}; {REMEDY}"
 
 
 def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:

@@ -25,10 +25,10 @@ from melstream.shards.verify import find_problems
 from melstream.tools import build_assemble, build_workers
 from melstream.tools.build import BuildReport, build
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
-from melstream.tools.build_report import reject_share
 from melstream.tools.build_workers import run_jobs
 from melstream.tools.corpora import folder
 from melstream.tools.corpora.corpus import Clip
+from melstream.tools.coverage import read_total
 
 
 def run(plan: Plan, out: Path, n_jobs: int = 0) -> Manifest:
@@ -269,7 +269,9 @@ def test_missing_clips_are_counted_and_named(corpus: Path, tmp_path: Path) -> No
     manifest = run(plan, tmp_path / "out")
     assert manifest.n_rejects == {"missing": 1}
     assert manifest.n_ignored == {"unlisted": 3}
-    assert reject_share(manifest) == 0
+    total = read_total(open_storage(tmp_path / "out"))
+    assert total is not None
+    assert (total.n_missing, total.rejected_share) == (1, 0.0)
     assert '"key":"zzz"' in (tmp_path / "out" / "rejects.jsonl").read_text()
 
 

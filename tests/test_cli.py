@@ -1,6 +1,7 @@
 """The command line as a user types it: exit codes, messages, output for programs."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,21 +147,42 @@ def test_a_wrong_call_says_what_is_wrong_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("window", [[], ["--window-seconds", 0.1]], ids=["whole", "windows"])
 def test_too_many_rejects_make_the_build_fail_but_lose_nothing(
-    melstream: Callable[..., tuple[int, str, str]], recordings: Path, tmp_path: Path
+    melstream: Callable[..., tuple[int, str, str]],
+    recordings: Path,
+    tmp_path: Path,
+    window: list[str | float],
 ) -> None:
     source = tmp_path / "corpus" / "a"
     source.mkdir(parents=True)
     (source / "text.wav").write_text("no audio")
     good = next((recordings / "eval").rglob("*.flac"))
     (source / "good.flac").write_bytes(good.read_bytes())
-    arguments = ["build", "folder", source.parent, "--out", tmp_path / "out", "--jobs", 1]
+    arguments = ["build", "folder", source.parent, "--out", tmp_path / "out", "--jobs", 1, *window]
     code, out, err = melstream(*arguments)
     assert code == 1
     assert "50.0% of the files were rejected, more than --max-rejects 10.0%" in err
     assert "undecodable" in out
     assert (tmp_path / "out" / "dataset.json").exists()
     assert melstream(*arguments, "--max-rejects", 0.5)[0] == 0
+
+
+def test_a_disk_without_room_names_the_file_and_the_remedy(
+    melstream: Callable[..., tuple[int, str, str]],
+    built: Callable[[str], Dataset],
+    tmp_path: Path,
+) -> None:
+    data = built("eval").folder
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, limits[1]))
+    try:
+        code, _, err = melstream("subset", data, "--out", tmp_path / "out", "--where", "n_frames>1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert f"File too large: '{tmp_path}/out/" in err
+    assert "make room and type the same command again" in err
 
 
 def test_names_from_the_data_are_never_read_as_markup(

@@ -78,6 +78,9 @@ def test_a_missing_file_that_came_is_added(melstream: Run, corpus: Path, tmp_pat
     code, _, error = build_csv(melstream, corpus, tmp_path / "out")
     assert code == 2
     assert "with --retry-failed" in error
+    code, out, _ = build_csv(melstream, corpus, tmp_path / "out", "--retry-failed")
+    assert code == 0
+    assert "of them new 1 of 1 clip tried this time" in " ".join(out.split())
     code, out, _ = build_csv(melstream, corpus, tmp_path / "out", "--retry-failed", "--json")
     assert code == 0
     assert json.loads(out)["n_samples"] == 3
@@ -108,7 +111,7 @@ def test_parts_say_what_is_left(melstream: Run, corpus: Path, tmp_path: Path) ->
     options = ("--shard-samples", "1", "--part")
     code, out, _ = build_csv(melstream, corpus, tmp_path / "out", *options, "1/2")
     assert code == 0
-    assert "1 shards written; 1 are left to the other parts" in " ".join(out.split())
+    assert "1 shard written; 1 left to the other parts" in " ".join(out.split())
     code, out, _ = build_csv(melstream, corpus, tmp_path / "out", *options, "2/2")
     assert code == 0
     assert len(open_dataset(tmp_path / "out")) == 2

@@ -92,7 +92,7 @@ def test_paths_start_from_the_root_or_are_absolute(root: Path, tmp_path: Path) -
 def test_a_path_that_is_not_utf_8_leads_to_its_file(root: Path) -> None:
     name = os.fsdecode(b"k\xfcl.wav")
     shutil.copyfile(RECORDING, root / name)
-    (clip,) = csv.scan(write(root, f"path,label\n{name},{name}\n"), label_column="label").clips
+    (clip,) = csv.scan(write(root, f"path,label\n{name},bell\n"), label_column="label").clips
     assert clip.path == name
     assert clip.source == r"k\xfcl.wav"
 
@@ -112,6 +112,11 @@ def test_a_list_of_labels_gives_the_order(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
+        (
+            "path,label\na/1.wav,d\udcf6g\n",
+            {"label_column": "label"},
+            r"line 2: `label` must be UTF-8, found 'd\\\\xf6g'; save the table as UTF-8",
+        ),
         ("file,label\nx,y\n", {}, r"line 1: .* columns path, .* found file, label, without 'path'"),
         ("pat;label\nx;y\n", {}, r"found pat, label, without 'path' \(close: 'pat'\)"),
         ("path,tag\nx,y\n", {"label_column": "tags"}, r"without 'tags' \(close: 'tag'\)"),

@@ -55,6 +55,7 @@ def test_files_without_any_class_folder_have_no_labels(place: Callable[..., Path
     listing = folder.scan(place("one.wav", "two.OGG", "three.txt"))
     assert listing.label_names == ()
     assert {key: clip.labels for key, clip in by_key(listing).items()} == {"one": (), "two": ()}
+    assert listing.n_ignored == {"no audio": 1}
 
 
 def test_files_beside_class_folders_are_an_error_unless_unlabelled(

@@ -107,8 +107,9 @@ def test_a_split_keeps_its_samples(tmp_path: Path) -> None:
 def test_ids_are_kept_or_left_out(small: Dataset, tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("# a comment\nclip-0007,dog\nclip-0003\nelsewhere\nnaïve\n")
     ids = str(tmp_path / "ids.csv")
-    _, new = run(small, tmp_path / "in", ids=ids)
+    found, new = run(small, tmp_path / "in", ids=ids)
     assert rows_of(small, new) == [3, 7]
+    assert found.selected.steps == (("--ids (2 of its 4 ids are not here: elsewhere …)", 2),)
     _, new = run(small, tmp_path / "not-in", not_ids=ids)
     assert rows_of(small, new) == sorted({*range(60)} - {3, 7})
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset
-from ..shards.errors import DatasetError, MelstreamError, SampleError
+from ..shards.errors import REASONS, DatasetError, MelstreamError, SampleError
 from ..shards.index import INDEX_NAME, Index, concatenate
 from ..shards.manifest import Manifest, ShardEntry, write_manifest
 from ..shards.storage import Storage
@@ -31,12 +31,11 @@ from .build_job import (
     reject,
 )
 from .build_plan import Plan
-from .coverage import Coverage, measure_coverage
+from .coverage import COVERAGE_NAME, Coverage, measure_coverage
 from .data_card import write_card
 from .finish import common_fields, repeated_keys, write_tables
 
 REJECTS_NAME = "rejects.jsonl"
-COVERAGE_NAME = "coverage.json"
 MISSING_NAME = "missing.txt"
 
 
@@ -135,7 +134,7 @@ def remove_leftovers(storage: Storage, manifest: Manifest) -> None:
 def _nothing_left(plan: Plan, rejects: Sequence[Reject]) -> MelstreamError:
     counts = Counter(found.reason for found in rejects)
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
-    examples = "".join(f"\n  {r.source}: {r.message}" for r in rejects[:3])
+    examples = "".join(f"\n  {found.message}" for found in rejects[:3])
     return MelstreamError(
         f"not one of {plan.n_clips} clips became a sample ({reasons}), such as{examples}"
     )
@@ -185,7 +184,7 @@ def _require_unique(keys: npt.NDArray[np.bytes_]) -> None:
 
 def _write_rejects(storage: Storage, plan: Plan, rejects: Sequence[Reject]) -> dict[str, int]:
     """Write ``rejects.jsonl``, sorted by key; return the counts by reason."""
-    error = SampleError("the metadata lists this clip, but no file was found", reason="missing")
+    error = SampleError(REASONS["missing"], reason="missing")
     missing = (reject(clip, error) for clip in plan.missing)
     counts: Counter[str] = Counter()
     with storage.writer(REJECTS_NAME) as file:

@@ -19,14 +19,6 @@ from .coverage import print_coverage
 from .hours import hours
 from .text_tables import many
 
-NOT_BAD = ("missing", "tail")  # reasons that say nothing against a file
-
-
-def reject_share(manifest: Manifest) -> float:
-    """Share of the files found that did not become samples."""
-    n_bad = sum(n for reason, n in manifest.n_rejects.items() if reason not in NOT_BAD)
-    return n_bad / (n_bad + manifest.n_samples)
-
 
 def stage_seconds(records: Sequence[DoneRecord]) -> dict[str, float]:
     """Add up where the time of all workers went, by stage, in seconds."""
@@ -62,14 +54,15 @@ def print_report(report: BuildReport, console: Console) -> None:
     manifest = report.manifest
     if manifest is None:
         console.print(
-            f"this part is done: {len(report.new):,} shards written; {report.n_shards_left:,} "
-            "are left to the other parts, the last of which makes the data set",
+            f"this part is done: {many(len(report.new), 'shard')} written; "
+            f"{report.n_shards_left:,} left to the other parts, the last of which makes the data "
+            "set",
             highlight=False,
         )
     elif not report.new:
         console.print(
-            f"nothing new: {report.url} is complete, {manifest.n_samples:,} samples in "
-            f"{len(manifest.shards):,} shards",
+            f"nothing new: {report.url} is complete, {many(manifest.n_samples, 'sample')} in "
+            f"{many(len(manifest.shards), 'shard')} (files are compared by name and size)",
             highlight=False,
             markup=False,
         )
@@ -92,6 +85,10 @@ def _outcome(report: BuildReport, manifest: Manifest) -> Table:
     )
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("written", f"{manifest.n_samples:,}", Text(written))
+    n_new = sum(record.entry.n_samples for record in report.new if record.entry is not None)
+    if n_new < manifest.n_samples:
+        n_tried = sum(record.n_clips for record in report.new)
+        table.add_row("of them new", f"{n_new:,}", f"of {many(n_tried, 'clip')} tried this time")
     for reason, count in manifest.n_rejects.items():
         kind = "missing" if reason == "missing" else f"rejected, {reason}"
         table.add_row(kind, f"{count:,}", REASONS[reason], style="yellow")

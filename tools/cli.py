@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 problems in the data, 2 a wrong call. Heavy imports happen
 verbs, so that ``--help`` answers at once.
 """
 
+import errno
 import json
 import os
 import sys
@@ -33,6 +34,8 @@ from .cli_options import (
 )
 from .cli_train import train_app
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 app = typer.Typer(
     help="Raw audio in, a self-supervised audio model out.",
     no_args_is_help=True,
@@ -59,7 +62,10 @@ def main() -> None:
 
 
 def _plain(error: BaseException) -> str:
-    return escape("\n".join([str(error), *getattr(error, "__notes__", [])]))
+    lines = [str(error), *getattr(error, "__notes__", [])]
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        lines[0] += "; make room and type the same command again: what is finished is kept"
+    return escape("\n".join(lines))
 
 
 def _print_version(is_asked: bool) -> None:

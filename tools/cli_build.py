@@ -160,13 +160,16 @@ def _require_disjoint(plan: "Plan", places: Sequence[str]) -> None:
 
 
 def _finish(result: "BuildReport", options: dict[str, Any]) -> None:
+    from ..shards.storage import open_storage
     from .build_assemble import REJECTS_NAME
-    from .build_report import print_report, reject_share, report_as_json
+    from .build_report import print_report, report_as_json
+    from .coverage import read_total
 
     _show(options, report_as_json, print_report, result)
     if result.manifest is None:
         return
-    share = reject_share(result.manifest)
+    total = read_total(open_storage(result.url))
+    share = 0.0 if total is None else total.rejected_share
     if share > options["max_rejects"]:
         err_console.print(
             f"[bold red]error:[/] {share:.1%} of the files were rejected, more than "

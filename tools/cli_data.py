@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from ..shards.manifest import Manifest
 from .cli_options import Json, err_console, local_path, out_console
+from .text_tables import many
 
 data_app = typer.Typer()
 
@@ -131,9 +132,9 @@ def subset(
         _print_json(found.url, found.manifest, n_from=found.n_from, n_duplicates=n_duplicates)
         return
     for step, n_left in found.selected.steps:
-        _print(f"{n_left:,} samples left after {step}")
+        _print(f"{many(n_left, 'sample')} left after {step}")
     if drop_duplicates:
-        _print(f"{n_duplicates:,} samples dropped, the same audio as another")
+        _print(f"{many(n_duplicates, 'sample')} dropped, the same audio as another")
     _print_totals(found.url, found.manifest)
 
 
@@ -202,7 +203,6 @@ def _print_json(url: str, manifest: Manifest, **more: object) -> None:
 
 def _print_totals(url: str, manifest: Manifest) -> None:
     from .hours import hours
-    from .text_tables import many
 
     _print(
         f"{url}: {many(manifest.n_samples, 'sample')} in {many(len(manifest.shards), 'shard')}, "

@@ -5,6 +5,7 @@ only be compared by those who say which clips they have. ``hash_ids`` says it in
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -12,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..shards.storage import Storage
 from .build_job import Reject
 from .corpora.corpus import Listing
 
+COVERAGE_NAME = "coverage.json"
 _WRITTEN, _REJECTED, _MISSING = range(3)
 _N_STATES = 3
 
@@ -45,6 +49,11 @@ class Counts:
     def share(self) -> float:
         """Written clips over listed ones, in [0, 1]; 0 where none is listed."""
         return self.n_written / self.n_listed if self.n_listed else 0.0
+
+    @property
+    def rejected_share(self) -> float:
+        """Rejected clips over those a file was found for, in [0, 1]; 0 where none was."""
+        return self.n_rejected / self.n_present if self.n_present else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,19 @@ def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
         listed_hash=hash_ids(keys.tolist()),
         written_hash=hash_ids(keys[states == _WRITTEN].tolist()),
     )
+
+
+def read_total(storage: Storage) -> Counts | None:
+    """Read what became of all clips of a data set; None for one that was made of others.
+
+    Raises:
+        ValueError: ``coverage.json`` is not what a build writes.
+    """
+    try:
+        found = json.loads(storage.read(COVERAGE_NAME))
+    except FileNotFoundError:
+        return None
+    return TypeAdapter(Counts).validate_python(found["total"])
 
 
 def hash_ids(keys: Iterable[str]) -> str:

@@ -91,7 +91,11 @@ def _tiles(found: Inspection) -> list[tuple[str, str, str]]:
         share = percent(found.n_unlabelled / totals.n_samples)
         tiles.append(("Without a label", f"{found.n_unlabelled:,}", f"{share} of the clips"))
     tiles.append(("Shards", f"{totals.n_shards:,}", megabytes(totals.size_bytes)))
-    if n_rejects:
+    if found.coverage is not None and found.coverage.n_written < found.coverage.n_listed:
+        n_lost = found.coverage.n_listed - found.coverage.n_written
+        share = percent(n_lost / found.coverage.n_listed)
+        tiles.append(("Rejected", f"{n_lost:,}", f"{share} of the inputs"))
+    elif n_rejects:
         share = percent(n_rejects / (n_rejects + totals.n_samples))
         tiles.append(("Rejected", f"{n_rejects:,}", f"{share} of the inputs"))
     return tiles

@@ -10,6 +10,7 @@ from ..shards.errors import REASONS
 from ..shards.index_check import require_possible
 from ..shards.manifest import Manifest
 from .corpora.corpus import IGNORED
+from .coverage import read_total
 from .inspect_figures import (
     UNITS,
     Labels,
@@ -67,6 +68,7 @@ def inspect_dataset(dataset: Dataset, *, label: str | None = None) -> Inspection
         flags=flags(index, manifest.features, rows),
         duplicates=duplicates(dataset, rows),
         leaks=split_leaks(dataset) if label is None else (),
+        coverage=read_total(dataset.storage),
         rejects=_rejects(manifest.n_rejects, REASONS),
         ignored=_rejects(manifest.n_ignored, IGNORED),
         bands=bands(dataset) if label is None else None,

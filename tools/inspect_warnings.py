@@ -160,8 +160,11 @@ def _unlabelled(found: Inspection) -> Finding | None:
 
 
 def _rejects(found: Inspection) -> Finding | None:
-    n_bad = sum(r.n_inputs for r in found.rejects if r.reason not in NOT_FOUND)
-    share = n_bad / (n_bad + found.totals.n_samples)
+    if found.coverage is None:
+        n_bad = sum(r.n_inputs for r in found.rejects if r.reason not in NOT_FOUND)
+        share = n_bad / (n_bad + found.totals.n_samples)
+    else:  # of a set of windows the samples are not what was found
+        n_bad, share = found.coverage.n_rejected, found.coverage.rejected_share
     if share < REJECT_SHARE or found.label is not None:
         return None
     worst = next(r for r in found.rejects if r.reason not in NOT_FOUND)

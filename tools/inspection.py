@@ -7,6 +7,8 @@ frequencies in Hz. What nobody recorded is None or counted as unknown, never zer
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .coverage import Counts
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -224,8 +226,11 @@ class Inspection(_Record):
     flags: tuple[Flag, ...] = Field(description="faults by bounds on single columns")
     duplicates: Duplicates | None = Field(description="none where audio has no hashes")
     leaks: tuple[Leak, ...] = Field(description="between splits of this set")
+    coverage: Counts | None = Field(
+        description="what became of the clips that the corpus lists; none for a set made of others"
+    )
     rejects: tuple[RejectFigures, ...] = Field(description="most frequent reason first")
-    ignored: tuple[RejectFigures, ...] = Field(description="audio files that belong to no input")
+    ignored: tuple[RejectFigures, ...] = Field(description="files that belong to no input")
     bands: Bands | None = Field(description="none for the samples of one class")
     comparison: "Comparison | None" = None
     sample_check: SampleCheck | None = None

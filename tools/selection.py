@@ -146,9 +146,11 @@ def _masks(dataset: Dataset, selection: Selection) -> Iterable[tuple[str, npt.ND
         numbers = _numbers("--split", selection.splits, dataset.manifest.split_names)
         yield "--split", np.isin(dataset.index.split, numbers)
     if selection.ids is not None:
-        yield "--ids", _listed(dataset, "--ids", selection.ids)
+        mask, name = _listed(dataset, "--ids", selection.ids)
+        yield name, mask
     if selection.not_ids is not None:
-        yield "--not-ids", ~_listed(dataset, "--not-ids", selection.not_ids)
+        mask, name = _listed(dataset, "--not-ids", selection.not_ids)
+        yield name, ~mask
     if selection.not_in is not None:
         yield "--not-in", ~is_shared(dataset, open_dataset(selection.not_in))
     for bound in selection.bounds:
@@ -174,7 +176,8 @@ def _numbers(option: str, names: Sequence[str], known: Sequence[str]) -> list[in
     return [known.index(name) for name in names]
 
 
-def _listed(dataset: Dataset, option: str, path: str) -> npt.NDArray[np.bool_]:
+def _listed(dataset: Dataset, option: str, path: str) -> tuple[npt.NDArray[np.bool_], str]:
+    """Find the samples that a file names, and say how many of its ids are no sample's."""
     if not Path(path).is_file():
         raise ValueError(f"`{option}` must be a text file with an id a line, found none at {path}")
     ids = np.array([key.encode("utf-8") for key in read_ids(path)])
@@ -184,7 +187,11 @@ def _listed(dataset: Dataset, option: str, path: str) -> npt.NDArray[np.bool_]:
             f"`{option}` must name keys of {dataset.url} such as {dataset.key(0)}, found none of "
             f"the {len(ids)} in {path}, such as {ids[0].decode()!r}"
         )
-    return mask
+    others = np.setdiff1d(ids, dataset.index.sample_keys())
+    if not len(others):
+        return mask, option
+    example = others[0].decode("utf-8", "replace")
+    return mask, f"{option} ({len(others):,} of its {len(ids):,} ids are not here: {example} …)"
 
 
 def _within(dataset: Dataset, bound: Bound) -> npt.NDArray[np.bool_]:

@@ -13,9 +13,10 @@ IGNORED = {
     "unlisted": "audio files the metadata does not name",
     "duplicate": "further files of a clip that was found already",
     "mistimed": "files whose name says another part of the recording",
+    "no audio": "files whose names do not end as those of audio do",
     "no sample": "members of an adopted tar that no WebDataset reader makes a sample of",
 }
-"""Why an audio file belongs to no clip, and what each word means."""
+"""Why a file belongs to no clip, and what each word means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Listing:
         n_unlisted: audio files that the metadata does not name.
         n_duplicates: further files of a clip that was found already.
         n_mistimed: files of a listed recording whose name says another part of it.
+        n_others: files whose names do not end as those of audio do, where folders are the list.
 
     Raises:
         ValueError: two clips share a key, or the clips are not sorted.
@@ -74,6 +76,7 @@ class Listing:
     n_unlisted: int = 0
     n_duplicates: int = 0
     n_mistimed: int = 0
+    n_others: int = 0
 
     @property
     def n_ignored(self) -> dict[str, int]:
@@ -82,6 +85,7 @@ class Listing:
             "unlisted": self.n_unlisted,
             "duplicate": self.n_duplicates,
             "mistimed": self.n_mistimed,
+            "no audio": self.n_others,
         }
         return {kind: count for kind, count in counts.items() if count}
 

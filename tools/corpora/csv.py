@@ -271,16 +271,27 @@ def _parse_row(
     if columns.id is not None and not fields[columns.id]:
         raise ValueError(f"`{columns.id}` must not be empty")
     offset_s, duration_s = _parse_times(fields, columns)
-    label = printable(fields[columns.label]) if columns.label is not None else ""
+    label = _utf8(fields, columns.label)
     return _Row(
         line=line,
         path=path,
         offset_s=offset_s,
         duration_s=duration_s,
         labels=split_labels(label, label_separator),
-        split="" if columns.split is None else printable(fields[columns.split]),
+        split=_utf8(fields, columns.split),
         id=None if columns.id is None else fields[columns.id],
     )
+
+
+def _utf8(fields: dict[str, str], name: str | None) -> str:
+    """Return a name, which must be the same in other tables; nothing without a column."""
+    text = "" if name is None else fields[name]
+    if printable(text) != text:
+        raise ValueError(
+            f"`{name}` must be UTF-8, found {printable(text)!r}; save the table as UTF-8 (iconv -f "
+            "latin1 -t utf-8)"
+        )
+    return text
 
 
 def _parse_times(fields: dict[str, str], columns: _Columns) -> tuple[float | None, float | None]:

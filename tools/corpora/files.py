@@ -1,20 +1,23 @@
 """Finding the audio files below a folder, in an order that the file system does not decide."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
-    "3gp", "aac", "ac3", "aif", "aifc", "aiff", "amr", "au", "caf", "flac", "g722", "m4a", "m4b",
-    "mka", "mkv", "mov", "mp2", "mp3", "mp4", "oga", "ogg", "opus", "rf64", "snd", "w64", "wav",
-    "wave", "webm", "wma",
+    "3gp", "aac", "ac3", "aif", "aifc", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts",
+    "eac3", "flac", "flv", "g722", "m2ts", "m4a", "m4b", "m4v", "mka", "mkv", "mov", "mp2", "mp3",
+    "mp4", "mpeg", "mpg", "mpga", "nist", "oga", "ogg", "ogv", "opus", "rf64", "snd", "sph", "spx",
+    "ts", "tta", "voc", "w64", "wav", "wave", "webm", "wma", "wmv", "wv",
 ))
 # fmt: on
 """What an audio file's name ends in, in lower case, without the dot."""
 
 
-def find_audio(root: Path) -> Iterator[tuple[str, str | None]]:
+def find_audio(root: Path, others: Counter[str] | None = None) -> Iterator[tuple[str, str | None]]:
     """Find every audio file under ``root``, at any depth.
 
     Names that start with a dot are skipped. Links to files and folders are
@@ -22,6 +25,7 @@ def find_audio(root: Path) -> Iterator[tuple[str, str | None]]:
 
     Args:
         root: the folder to search.
+        others: gets the suffix of each file that is passed over, in lower case.
 
     Yields:
         source: the path relative to ``root``, with ``/``; a byte that is not UTF-8
@@ -32,11 +36,16 @@ def find_audio(root: Path) -> Iterator[tuple[str, str | None]]:
     Raises:
         ValueError: ``root`` is not a folder, or holds no audio file at all.
     """
+    if re.match(r"[a-z0-9]{2,}:/", str(root)):  # `Path` folds its slashes
+        raise ValueError(
+            f"the source must be on a disk of this machine, found {root}; copy it over"
+        )
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise ValueError(f"the source must be a folder of audio files, found {found} at {root}")
     none_found = True
-    for name, is_file in _walk(str(root), "", frozenset()):
+    others = Counter() if others is None else others
+    for name, is_file in _walk(str(root), "", frozenset(), others):
         none_found = False
         source = printable(name)
         yield source, name if is_file else None
@@ -54,7 +63,7 @@ def printable(name: str) -> str:
 
 
 def _walk(
-    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]
+    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], others: Counter[str]
 ) -> Iterator[tuple[str, bool]]:
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
@@ -66,11 +75,15 @@ def _walk(
         if entry.name.startswith("."):
             continue
         if _holds(entry.is_dir):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
-        elif os.path.splitext(entry.name)[1][1:].lower() in AUDIO_SUFFIXES:
-            is_file = _holds(entry.is_file)
-            if is_file or entry.is_symlink():
-                yield prefix + entry.name, is_file
+            inner = f"{prefix}{entry.name}/"
+            yield from _walk(entry.path, inner, ancestors | {identity}, others)
+            continue
+        suffix = os.path.splitext(entry.name)[1][1:].lower()
+        is_file = _holds(entry.is_file)
+        if suffix not in AUDIO_SUFFIXES or not (is_file or entry.is_symlink()):
+            others[suffix] += 1
+        else:
+            yield prefix + entry.name, is_file
 
 
 def _holds(test: Callable[[], bool]) -> bool:

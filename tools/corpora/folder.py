@@ -10,6 +10,7 @@ Layout: ``SOURCE/<class>/**/<any name>.<wav, flac, mp3 …>``. The first folder 
 Papers: none.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def scan(
     """
     if labels is not None and unlabelled:
         raise ValueError("`--labels` and `--unlabelled` exclude each other; leave one out")
-    files = list(find_audio(source))
+    others: Counter[str] = Counter()
+    files = list(find_audio(source, others))
     names = [name for name, _ in files]
     is_labelled = not unlabelled and (labels is not None or any("/" in name for name in names))
     label_names = _label_names(names, source, labels) if is_labelled else ()
@@ -70,7 +72,9 @@ def scan(
         for name, path in files
     ]
     clips.sort(key=lambda clip: clip.key)
-    return Listing(root=source, clips=tuple(clips), label_names=label_names)
+    return Listing(
+        root=source, clips=tuple(clips), label_names=label_names, n_others=others.total()
+    )
 
 
 def _label_names(names: list[str], source: Path, labels: Path | None) -> tuple[str, ...]:
