@@ -23,9 +23,10 @@ from ..shards.manifest import CLAIM_NAME, MANIFEST_NAME, Manifest, read_manifest
 from ..shards.storage import Storage
 from .build_assemble import assemble, remove_leftovers
 from .build_job import STAGING_NAME, DoneRecord, ShardJob, make_job, read_record
-from .build_plan import Plan
+from .build_plan import Plan, changed_options
 from .coverage import Coverage
 from .progress import Report
+from .text_tables import many
 
 Executor = Callable[[Sequence[ShardJob]], Iterator[int]]
 """Builds every job and yields, now and then, how many clips are done."""
@@ -130,12 +131,15 @@ def find_built(plan: Plan, storage: Storage) -> Manifest | None:
         return None
     found = read_manifest(storage)
     if found.build.plan_hash != plan.hash:
+        changed = changed_options(plan, found)
+        if changed:
+            cause, remedy = "built with other options: now " + ", ".join(changed), ""
+        else:
+            cause = "built of other files (by name and size) or by another version"
+            remedy = ", or try what was missing, rejected or is new with --retry-failed"
         raise DatasetError(
-            f"{storage.url} holds another data set ({found.n_samples} samples, corpus "
-            f"{found.build.corpus!r}, features {found.feature_hash}), built from other files or "
-            f"settings than these ({plan.n_clips} clips, corpus {plan.settings.corpus!r}, "
-            f"features {plan.settings.features.hash}); choose another --out, remove it, or try "
-            "what was missing or rejected again with --retry-failed"
+            f"{storage.url} holds another data set ({many(found.n_samples, 'sample')}), {cause}; "
+            f"choose another --out, or remove it{remedy}"
         )
     return found
 

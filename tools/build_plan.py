@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..shards.manifest import BuildSettings
+from ..shards.manifest import BuildSettings, Manifest
 from ..shards.spec import FeatureSpec
 from .corpora.corpus import Clip, Listing
 
@@ -37,6 +37,19 @@ STAT_THREADS = 16  # sizes of files are asked for at once: a network disk takes 
 
 GUESSED_BYTES_PER_SECOND = {"wav": 96_000, "aif": 96_000, "aiff": 96_000, "flac": 60_000}
 OTHER_BYTES_PER_SECOND = 16_000  # 128 kbit/s
+
+
+_OPTIONS = {
+    "corpus": "corpus",
+    "min_duration_s": "--min-seconds",
+    "window_s": "--window-seconds",
+    "keep_audio": "--keep-audio",
+    "splits": "--split",
+    "limit": "--limit",
+    "max_shard_samples": "--shard-samples",
+    "max_shard_bytes": "--shard-mb, in bytes",
+}
+"""Fields of ``BuildSettings``, and the options that set them."""
 
 
 class PlanSettings(BaseModel):
@@ -118,6 +131,24 @@ class Plan:
         names = set(BuildSettings.model_fields) & set(PlanSettings.model_fields)
         kept = {name: getattr(self.settings, name) for name in names}
         return BuildSettings(plan_hash=self.hash, **kept)
+
+
+def changed_options(plan: Plan, built: Manifest) -> list[str]:
+    """Name the options in which a plan differs from the build of a data set, with both values."""
+    wanted = plan.build_settings.model_dump() | {"keep_audio": plan.settings.keep_audio}
+    found = built.build.model_dump() | {"keep_audio": built.has_audio}
+    changed = [
+        f"{option} {wanted[name]} (was {found[name]})"
+        for name, option in _OPTIONS.items()
+        if wanted[name] != found[name]
+    ]
+    features, others = plan.settings.features.model_dump(), built.features.model_dump()
+    changed += [
+        f"--features with {name} {features[name]} (was {others[name]})"
+        for name in features
+        if features[name] != others[name]
+    ]
+    return changed
 
 
 def make_plan(listing: Listing, settings: PlanSettings) -> Plan:

@@ -18,7 +18,7 @@ from ..shards.storage import Storage
 from .build import BuildReport, Executor, done_shards, locked
 from .build_assemble import REJECTS_NAME, Base, assemble, remove_leftovers
 from .build_job import STAGING_NAME, Reject, make_job, read_record
-from .build_plan import Plan, make_plan
+from .build_plan import Plan, changed_options, make_plan
 from .progress import Report
 
 RETRY_NAME = f"{STAGING_NAME}/retry"  # says which retry the finished shards belong to
@@ -66,20 +66,15 @@ def retry_failed(plan: Plan, storage: Storage, run: Executor, report: Report) ->
 def _require_same(plan: Plan, dataset: Dataset) -> None:
     """Check that the data set was built from this corpus with these settings."""
     manifest, listing = dataset.manifest, plan.listing
-    wanted = plan.build_settings.model_dump(exclude={"plan_hash"})
-    found = manifest.build.model_dump(exclude={"plan_hash"})
-    differing = [name for name in wanted if wanted[name] != found[name]]
-    others = {
-        "features": plan.settings.features == manifest.features,
-        "keep_audio": plan.settings.keep_audio == manifest.has_audio,
-        "classes": listing.label_names == manifest.label_names,
-        "splits of the corpus": listing.splits == manifest.split_names,
-    }
-    differing += [name for name, is_same in others.items() if not is_same]
-    if differing:
+    changed = changed_options(plan, manifest)
+    if listing.label_names != manifest.label_names:
+        changed.append("other classes")
+    if listing.splits != manifest.split_names:
+        changed.append("other splits of the corpus")
+    if changed:
         raise DatasetError(
-            f"--retry-failed must have the settings that {dataset.url} was built with, found other "
-            f"{', '.join(differing)}; repeat the options of the first build"
+            f"--retry-failed must have the options that {dataset.url} was built with, found "
+            f"{', '.join(changed)}; repeat the options of the first build"
         )
     if plan.settings.limit is not None:
         raise DatasetError(f"{dataset.url} was built with --limit, to try things out; build anew")
