@@ -78,6 +78,7 @@ def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
 def test_a_set_without_folds_is_refused(
     small_dataset: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
-    recipe = load_recipe("finetune-esc50", FinetuneRecipe)
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, ["train.validate_every=1"])
     with pytest.raises(DatasetError, match=r"at least two splits .* found 0; build it from"):
         finetune_folds(recipe, small_dataset.folder, tmp_path, device=CPU, console=quiet)
+    assert "the held-out fold chooses the step" in quiet.file.getvalue()  # type: ignore[attr-defined]

@@ -74,6 +74,12 @@ def finetune_folds(
     """
     world = world or World(device)
     dataset = open_dataset(data)
+    if recipe.train.validate_every:
+        console.print(
+            "warning: the held-out fold chooses the step whose weights are measured on it, which "
+            "flatters the figures; --set train.validate_every=0 takes the last weights",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     results = []
     for part in _parts(dataset):
         console.print(f"held out: {part.name}", style="bold", highlight=False)

@@ -238,7 +238,8 @@ class Trainer:
                 f"{n_skipped} of {self._at.step} steps had a gradient of NaN or inf and were "
                 f"skipped, more than train.max_skipped_steps ({self._train.max_skipped_steps}); "
                 "start a new run with a lower optim.lr or a longer optim.warmup_steps, or go on "
-                "from the last checkpoint: --resume --set train.max_skipped_steps=N"
+                "from the last checkpoint: --resume --set train.max_skipped_steps=N. If they came "
+                "from the first step on, 'melstream inspect' the data"
             )
         illness = self._world.on_main(
             lambda: find_illness(log.entries, self._health, self._circumstances)
