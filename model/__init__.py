@@ -24,7 +24,7 @@ from .encoder import (
     EncoderConfig,
     FeatureEncoder,
 )
-from .hiding import HidingConfig, draw_hidden
+from .hiding import Hidden, HidingConfig, draw_hidden
 from .inference import AudioModel, Embeddings, Tags, load
 from .logmel import FeatureConfig, TorchLogMel
 from .metrics import TaggingMetrics, d_prime, tagging_metrics
@@ -58,6 +58,7 @@ __all__ = [
     "FeatureConfig",
     "FeatureEncoder",
     "GumbelQuantizer",
+    "Hidden",
     "HidingConfig",
     "OptimConfig",
     "PretrainingModel",

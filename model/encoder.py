@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conformer import ConformerBlock
 from .dropout import Dropout, none_if_all_valid
+from .hiding import Hidden
 
 
 class EncoderConfig(BaseModel):
@@ -90,7 +91,14 @@ class AudioEncoder(nn.Module):
 
     Args:
         config: the sizes.
+
+    Attributes:
+        mask_embedding: shape (latent_dim,), a buffer: what pre-training put in place of masked
+            latents, and fine-tuning puts in place of hidden ones. Zeros, the mean of a
+            layer-normed latent, where there was no pre-training.
     """
+
+    mask_embedding: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -98,20 +106,22 @@ class AudioEncoder(nn.Module):
         self.normalizer = BandNormalizer(config.n_mels)
         self.feature_encoder = FeatureEncoder(config)
         self.context_encoder = ContextEncoder(config)
+        self.register_buffer("mask_embedding", torch.zeros(config.latent_dim))
+        self.register_load_state_dict_pre_hook(_complete_older_weights)
 
     def forward(
         self,
         logmel: Float[Tensor, "B T n_mels"],
         n_frames: Int[Tensor, " B"] | None = None,
-        hidden: Bool[Tensor, "B S latent_dim"] | None = None,
+        hidden: Hidden | None = None,
     ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"] | None]:
         """Encode log-mel frames; masking for an objective is the objective's business.
 
         Args:
             logmel: as in ``latents``.
             n_frames: as in ``latents``.
-            hidden: bool, shape (B, S, latent_dim), of ``draw_hidden``: latents that are
-                set to zero while fine-tuning. None: none.
+            hidden: of ``draw_hidden``: steps and channels that are not to be seen while
+                fine-tuning. None: none.
 
         Returns:
             context: floating, shape (B, S, D); what stands on padding means nothing.
@@ -119,7 +129,9 @@ class AudioEncoder(nn.Module):
         """
         latents, padding_mask = self.latents(logmel, n_frames)
         if hidden is not None:
-            latents = latents.masked_fill(hidden, 0.0)
+            steps, channels = hidden
+            latents = torch.where(steps[..., None], self.mask_embedding.to(latents), latents)
+            latents = latents.masked_fill(channels[:, None], 0.0)
         return self.context_encoder(latents, padding_mask), padding_mask
 
     def latents(
@@ -156,6 +168,13 @@ class AudioEncoder(nn.Module):
         latents = self.feature_encoder(logmel)
         n_steps = (n_frames // self.config.stride).clamp(min=1)
         return latents, _padding_mask(n_steps, latents.shape[1])
+
+
+def _complete_older_weights(
+    encoder: AudioEncoder, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Give weights that were saved before there was a mask embedding one of zeros."""
+    state.setdefault(f"{prefix}mask_embedding", torch.zeros_like(encoder.mask_embedding))
 
 
 class BandNormalizer(nn.Module):

@@ -2,10 +2,13 @@
 
 wav2vec 2.0 masks its latents in fine-tuning as in pre-training, and channels too: a
 SpecAugment in latent space (Baevski et al. 2020, arXiv:2006.11477, section 4.3 and
-appendix B). Here what is hidden is set to zero, the mean of a layer-normed latent.
+appendix B). In place of hidden steps stands the vector that the encoder has learnt to see
+there; hidden channels are zero.
 
 Legend: B batch, S latent steps.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,18 @@ class HidingConfig(BaseModel):
     channel_length: int = Field(default=64, ge=1, description="width of a band, in latent channels")
 
 
+class Hidden(NamedTuple):
+    """What is hidden of a batch's latents, for ``Tagger.forward``.
+
+    Attributes:
+        steps: bool, shape (B, S).
+        channels: bool, shape (B, latent_dim): in every step.
+    """
+
+    steps: Bool[Tensor, "B S"]
+    channels: Bool[Tensor, "B latent_dim"]
+
+
 def draw_hidden(
     n_frames: Int[Tensor, " B"],
     config: HidingConfig,
@@ -41,7 +56,7 @@ def draw_hidden(
     n_steps: int,
     latent_dim: int,
     generator: torch.Generator,
-) -> Bool[Tensor, "B S latent_dim"]:
+) -> Hidden:
     """Draw what the tagger shall not see of each clip.
 
     A span begins at each step with the same probability, ``share / length``, and spans may
@@ -56,14 +71,14 @@ def draw_hidden(
         generator: on the device of ``n_frames``; the only source of randomness.
 
     Returns:
-        hidden: bool, shape (B, S, latent_dim), for ``Tagger.forward``.
+        Steps and channels to hide.
     """
     size = len(n_frames)
     steps = _spans((size, n_steps), config.step_share, config.step_length, generator)
     channels = _spans((size, latent_dim), config.channel_share, config.channel_length, generator)
     places = torch.arange(n_steps, device=n_frames.device)
     valid = places < (n_frames // stride)[:, None]
-    return (valid & steps)[:, :, None] | channels[:, None, :]
+    return Hidden(valid & steps, channels)
 
 
 def _spans(

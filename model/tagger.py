@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from .encoder import AudioEncoder
+from .hiding import Hidden
 from .pooling import linear_softmax, pool_logits, pool_probabilities
 
 Task = Literal["multi_label", "single_label"]
@@ -84,15 +85,14 @@ class Tagger(nn.Module):
         self,
         logmel: Float[Tensor, "B T n_mels"],
         n_frames: Int[Tensor, " B"] | None = None,
-        hidden: Bool[Tensor, "B S latent_dim"] | None = None,
+        hidden: Hidden | None = None,
     ) -> Float32[Tensor, "B n_classes"]:
         """Give one logit per sample and class.
 
         Args:
             logmel: float16 or float32, shape (B, T, n_mels), not normalised.
             n_frames: integer, shape (B,): valid log-mel frames. None: all.
-            hidden: bool, shape (B, S, latent_dim), of ``draw_hidden``: latents to set to
-                zero. None: none.
+            hidden: of ``draw_hidden``: what the encoder shall not see. None: nothing.
 
         Returns:
             logits: float32, shape (B, n_classes); what they mean is the task's,

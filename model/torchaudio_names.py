@@ -57,7 +57,8 @@ def convert_torchaudio_state(
 
     Returns:
         encoder_state: for ``AudioEncoder``, with a normaliser that changes nothing: torchaudio
-            normalises outside the model.
+            normalises outside the model. The mask embedding is in both; without the pre-training
+            parts it is zeros.
         objective_state: for ``Wav2Vec2``; empty without the pre-training parts.
 
     Raises:
@@ -71,7 +72,10 @@ def convert_torchaudio_state(
         else:
             ours = _encoder_name(name.removeprefix("wav2vec2."))
             encoder_state[ours] = _reshape(ours, tensor)
-    n_mels = encoder_state["feature_encoder.projection.weight"].shape[1] // stride
+    latent_dim, n_stacked = encoder_state["feature_encoder.projection.weight"].shape
+    n_mels = n_stacked // stride
+    learnt = objective_state.get("mask_embedding")
+    encoder_state["mask_embedding"] = torch.zeros(latent_dim) if learnt is None else learnt
     encoder_state["normalizer.mean"] = torch.zeros(n_mels)
     encoder_state["normalizer.std"] = torch.ones(n_mels)
     return encoder_state, objective_state

@@ -96,6 +96,7 @@ def test_context_of_masked_latents_equals_the_reference(
     latents, _ = encoder.latents(IO["log_mel"], None)
     context = encoder.context_encoder(objective.hide(latents, IO["mask"].bool()))
     assert_close(context, IO["context_masked_input"])
+    assert torch.equal(encoder.mask_embedding, objective.mask_embedding)
 
 
 @torch.no_grad()
@@ -149,6 +150,7 @@ def test_a_model_without_pretraining_parts_converts_to_the_same_encoder() -> Non
     encoder_state, objective_state = convert_torchaudio_state(plain)
     assert encoder_state.keys() == convert_torchaudio_state(STATE)[0].keys()
     assert not objective_state
+    assert not encoder_state["mask_embedding"].any()
 
 
 @pytest.mark.parametrize(

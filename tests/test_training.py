@@ -159,8 +159,9 @@ def test_a_finished_run_has_all_its_files(data: Dataset, tmp_path: Path, quiet: 
     encoder, card = load_encoder(out)
     assert card.trained_on == (data.manifest.fingerprint,)
     state = weights(out)
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in encoder.named_parameters():
         assert torch.equal(tensor, state[f"encoder.{name}"])
+    assert torch.equal(encoder.mask_embedding, state["objective.mask_embedding"])
 
 
 def test_pretraining_learns_on_real_audio(
@@ -318,8 +319,9 @@ def test_a_checkpoint_is_a_start_for_fine_tuning(
         run_finetune(data, tmp_path / "tagger", quiet, encoder=run)
     encoder, card = load_encoder(checkpoint)
     assert card.steps == 10
-    for name, value in encoder.state_dict().items():
+    for name, value in encoder.named_parameters():
         assert torch.equal(value, weights(run)[f"encoder.{name}"])
+    assert torch.equal(encoder.mask_embedding, weights(run)["objective.mask_embedding"])
     run_finetune(data, tmp_path / "tagger", quiet, encoder=checkpoint)
     last = latest_checkpoint(tmp_path / "tagger" / "checkpoints")
     assert last is not None

@@ -102,7 +102,9 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
         )
     if is_checkpoint(folder):
         checkpoint = load_checkpoint(folder)
-        card = _card(checkpoint.meta.get("card", {}), folder)
+        if "card" not in checkpoint.meta:
+            raise DatasetError(f"{folder} is an older version's and does not say what model it is")
+        card = _card(checkpoint.meta["card"], folder)
         return model_part(checkpoint.weights, card), card
     saved = load_model_file(folder)
     return saved.model_state, _card(saved.card, folder)
@@ -116,8 +118,14 @@ def _card(content: dict[str, Any], folder: Path) -> ModelCard:
 
 
 def model_part(state: Mapping[str, Tensor], card: ModelCard) -> Mapping[str, Tensor]:
-    """Return the weights of the model among those of its run: of pre-training the encoder's."""
+    """Return the weights of the model among those of its run.
+
+    Of pre-training these are the encoder's, and the mask embedding of its objective.
+    """
     if card.kind == "tagger":
         return state
     prefix = "encoder."
-    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+    part = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+    if (learnt := state.get("objective.mask_embedding")) is not None:
+        part["mask_embedding"] = learnt
+    return part
