@@ -34,7 +34,7 @@ Waveform: TypeAlias = npt.NDArray[np.float32]
 Sound: TypeAlias = str | Path | npt.NDArray[np.floating] | Tensor
 """A file, or a waveform in [-1, 1], shape (n_samples,) or (n_channels, n_samples)."""
 
-_MAX_CHANNELS = 64
+_MAX_CHANNELS = 8  # more are a batch, or the axes are swapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -313,9 +313,14 @@ def _read(path: str | Path) -> tuple[Waveform, int]:
 def _as_array(sound: npt.NDArray[np.floating] | Tensor, number: int) -> Waveform:
     values = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else sound
     is_mono, is_known = values.ndim == 1, values.ndim == 2 and values.shape[0] <= _MAX_CHANNELS
-    if not (is_mono or is_known) or not np.issubdtype(values.dtype, np.floating):
+    found = f"found {values.dtype} of shape {values.shape}"
+    if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
-            f"sound {number} must be floating, of shape (n_samples,) or (n_channels, n_samples), "
-            f"found {values.dtype} of shape {values.shape}"
+            f"sound {number} must be floating, in [-1, 1], {found}; divide 16-bit samples by 32768"
+        )
+    if not (is_mono or is_known):
+        raise ValueError(
+            f"sound {number} must have shape (n_samples,) or (n_channels <= {_MAX_CHANNELS}, "
+            f"n_samples), {found}; transpose what soundfile gives, and give a batch as a list"
         )
     return values.astype(np.float32)

@@ -65,7 +65,7 @@ def count_masked(n_steps: int, config: MaskConfig) -> int:
     if n_steps < 2:
         raise ValueError(
             f"a masked clip needs at least 2 latent steps, found {n_steps}; leave shorter clips "
-            "out of the order: its `rows`"
+            "out (`min_frames` of a stream, `rows` of an order)"
         )
     return _count_masked(n_steps, config.share, config.mask_length)
 

@@ -10,11 +10,14 @@ which is faster; with them, worker w of n makes the w-th of every n batches, so 
 ``DataLoader`` puts them together in the right order.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -29,6 +32,8 @@ from .shard_cache import CacheConfig
 
 StreamOrder = TrainingOrder | MixtureOrder | LengthOrder
 
+_log = logging.getLogger(__name__)
+
 _MAX_WORKERS = 1_024  # more than a machine has; each takes eight bytes
 
 
@@ -36,6 +41,8 @@ def open_order(
     datasets: Sequence[Dataset],
     config: OrderConfig | LengthConfig,
     weights: Sequence[float] | None = None,
+    *,
+    min_frames: int = 0,
 ) -> StreamOrder:
     """Return the order of one data set, by length or not, or of a mixture of several.
 
@@ -43,22 +50,40 @@ def open_order(
         datasets: open data sets.
         config: seed, batch size or bound in frames, streams, class balance.
         weights: shares of the data sets in every batch (default: by their samples).
+        min_frames: samples of fewer log-mel frames are left out, and counted in a warning.
 
     Raises:
         ValueError: a data set is too small, the weights do not fit, or batches by length
             are wanted of several data sets.
     """
+    rows = [_long_enough(dataset, min_frames) for dataset in datasets]
     if isinstance(config, LengthConfig):
         if len(datasets) > 1:
             raise ValueError(
                 f"batches by length must come from one data set, found {len(datasets)}; merge them "
                 "with 'melstream merge', or give an `OrderConfig`"
             )
-        return LengthOrder(datasets[0].index, datasets[0].manifest.fingerprint, config)
-    parts = [TrainingOrder(each.index, each.manifest.fingerprint, config) for each in datasets]
+        return LengthOrder(datasets[0].index, datasets[0].manifest.fingerprint, config, rows[0])
+    parts = [
+        TrainingOrder(dataset.index, dataset.manifest.fingerprint, config, chosen)
+        for dataset, chosen in zip(datasets, rows, strict=True)
+    ]
     if len(parts) == 1 and weights is None:
         return parts[0]
     return MixtureOrder(parts, [part.n_samples for part in parts] if weights is None else weights)
+
+
+def _long_enough(dataset: Dataset, min_frames: int) -> npt.NDArray[np.int64] | None:
+    """Return the rows of the samples that are long enough; None where all are."""
+    is_long = dataset.index.n_frames >= min_frames
+    if is_long.all():
+        return None
+    if _worker()[0] == 0:
+        _log.warning(
+            "%s: %d of %d samples are left out, of fewer than %d log-mel frames (`min_frames`)",
+            *(dataset.url, (~is_long).sum(), len(dataset), min_frames),
+        )
+    return np.flatnonzero(is_long)
 
 
 class BatchStream(IterableDataset[Batch]):
@@ -78,6 +103,8 @@ class BatchStream(IterableDataset[Batch]):
         label_names: the classes of the model, in its order (default: those of the data sets).
         cache: how data sets in an object store are read.
         timeout_s: longest wait for an object store, retries included, in seconds.
+        min_frames: samples of fewer log-mel frames are left out, and counted in a warning
+            (default: with masks those of less than two latent steps, which cannot be masked).
         rank, world_size: this process and their number (default: those of
             ``torch.distributed`` where it is initialised).
 
@@ -96,6 +123,7 @@ class BatchStream(IterableDataset[Batch]):
         label_names: Sequence[str] | None = None,
         cache: CacheConfig | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        min_frames: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -103,6 +131,8 @@ class BatchStream(IterableDataset[Batch]):
         self._order_config, self._config = order, _fitting(config, order)
         self._weights, self._label_names = weights, label_names
         self._cache, self._timeout_s = cache, timeout_s
+        least = 0 if self._config.mask is None else 2 * self._config.stride
+        self._min_frames = least if min_frames is None else min_frames
         self._rank, self._world_size = _rank_and_world_size(rank, world_size)
         self._opened: tuple[int, Loader, StreamOrder] | None = None
         # Shared with worker processes: the step that the next iteration begins with, by worker.
@@ -192,7 +222,9 @@ class BatchStream(IterableDataset[Batch]):
                 open_dataset(open_storage(place, timeout_s=self._timeout_s))
                 for place in self._places
             ]
-            order = open_order(datasets, self._order_config, self._weights)
+            order = open_order(
+                datasets, self._order_config, self._weights, min_frames=self._min_frames
+            )
             loader = Loader(
                 datasets,
                 order,

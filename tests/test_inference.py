@@ -150,7 +150,8 @@ def test_a_run_folder_will_do(folders: Path, tmp_path: Path) -> None:
         (np.zeros(399, np.float32), 16_000, "at least 400 samples at 16000 Hz"),
         (np.full(400, np.nan, np.float32), 16_000, "sound 0: finite samples required"),
         (np.zeros((400, 65), np.float32), 16_000, r"found float32 of shape \(400, 65\)"),
-        (np.zeros(400, np.int16), 16_000, "must be floating"),
+        (np.zeros(400, np.int16), 16_000, "must be floating.*int16.*; divide"),
+        (np.zeros((9, 400)), 16_000, r"must have shape .*\(9, 400\); .* give a batch as a list"),
         ("nowhere.wav", None, "nowhere.wav must be a file, found none"),
     ],
 )

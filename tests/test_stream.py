@@ -49,6 +49,22 @@ def assert_all_same(found: list[Batch], expected: list[Batch]) -> None:
         assert_same(one, other)
 
 
+def test_samples_too_short_to_be_masked_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [make_sample(n, n_frames=5 if n % 4 == 0 else 40) for n in range(40)]
+    dataset = write_dataset(tmp_path / "set", [samples])
+    stream = BatchStream(dataset.folder, ORDER, CROPS)
+    keys = [key for batch in stream for key in batch.keys]
+    assert len(set(keys)) == len(keys) == 24  # of 30, three batches of 8
+    assert not set(keys) & {dataset.key(row) for row in range(0, 40, 4)}
+    assert "10 of 40 samples are left out, of fewer than 8 log-mel frames" in caplog.text
+    whole = BatchStream(dataset.folder, ORDER, LoaderConfig(crop_frames=32))
+    assert len(whole) == 5
+    with pytest.raises(ValueError, match="at least one sample, found none"):
+        len(BatchStream(dataset.folder, ORDER, CROPS, min_frames=41))
+
+
 def test_each_iteration_is_the_next_epoch(small_dataset: Dataset) -> None:
     stream = stream_of(small_dataset)
     assert len(stream) == stream.steps_per_epoch == N_STEPS
