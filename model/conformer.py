@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -189,7 +189,12 @@ class SampleNorm(nn.Module):
         if padding_mask is None:
             weight, bias = (y.expand(x.shape[1:]) for y in (self.weight, self.bias))
             return F.layer_norm(x, x.shape[1:], weight, bias, self.eps)
-        x = x.float()  # under autocast: sums over a whole sample
+        return self._normalise_valid(x.float(), padding_mask).to(self.weight.dtype)
+
+    def _normalise_valid(
+        self, x: Float32[Tensor, "B S D"], padding_mask: Bool[Tensor, "B S"]
+    ) -> Float32[Tensor, "B S D"]:
+        """Sum over whole samples, which takes float32."""
         if not torch.compiler.is_compiling():
             return _NormValid.apply(x, self.weight, self.bias, ~padding_mask, self.eps)  # type: ignore[no-any-return]
         n_values = x.shape[2] * (~padding_mask).sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)

@@ -159,7 +159,7 @@ class AudioEncoder(nn.Module):
                 ``stride`` frames.
         """
         _check_shape(logmel.shape, self.config)
-        logmel = self.normalizer(logmel)
+        logmel = self.normalizer(logmel).to(self.feature_encoder.projection.weight.dtype)
         if n_frames is None:
             return self.feature_encoder(logmel), None
         if self.config.hides_padding:

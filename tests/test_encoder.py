@@ -100,6 +100,19 @@ def test_float16_input_gives_float32_context(encoder: AudioEncoder, logmel: torc
     assert torch.equal(context, encoder(half.float())[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_frames", [None, torch.tensor([42, 41, 20])], ids=["full", "padded"])
+@torch.no_grad()
+def test_weights_of_half_precision_stay_close(
+    encoder: AudioEncoder, logmel: torch.Tensor, dtype: torch.dtype, n_frames: torch.Tensor | None
+) -> None:
+    required, padding_mask = encoder(logmel, n_frames)
+    found, _ = encoder.to(dtype)(logmel, n_frames)
+    assert found.dtype == dtype
+    valid = ... if padding_mask is None else ~padding_mask
+    torch.testing.assert_close(found.float()[valid], required[valid], atol=0.05, rtol=0.05)
+
+
 def test_bfloat16_autocast_stays_close(encoder: AudioEncoder, logmel: torch.Tensor) -> None:
     n_frames = torch.tensor([42, 30, 8])
     with torch.autocast("cpu", dtype=torch.bfloat16):
