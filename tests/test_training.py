@@ -280,6 +280,19 @@ def test_a_log_torn_by_a_crash_does_not_stop_a_resume(
     assert losses(out) == expected
 
 
+def test_the_encoder_of_a_tagger_can_be_tuned_again(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "first", quiet)
+    sets = ["finetune.freeze_body_steps=6"]
+    run_finetune(data, tmp_path / "second", quiet, *sets, encoder=tmp_path / "first")
+    (first, _), (second, card) = (load_tagger(tmp_path / name) for name in ("first", "second"))
+    for name, tensor in first.encoder.state_dict().items():  # the body rested for all six steps
+        assert torch.equal(tensor, second.encoder.state_dict()[name]), name
+    assert not torch.equal(first.head.classifier.weight, second.head.classifier.weight)
+    assert card.trained_on == (data.manifest.fingerprint,) * 2
+
+
 def test_an_unfinished_run_is_not_taken_for_a_model(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:

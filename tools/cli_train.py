@@ -82,7 +82,8 @@ def finetune(
         Option(
             metavar="RUN",
             parser=local_path,
-            help="A run of `melstream pretrain`, or a checkpoint of one; without it, from scratch.",
+            help="A run of `melstream pretrain` or `finetune`, or a checkpoint of one; without it, "
+            "from scratch.",
         ),
     ] = None,
     valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,

@@ -71,7 +71,7 @@ def finetune(
         out: folder of the run; ``out/model`` holds the tagger at the end.
         device: where to train.
         console: where progress is shown.
-        encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
+        encoder_path: run or model folder, also of a tagger; None trains from scratch.
         valid: data set to validate on every ``train.validate_every`` steps and at the end;
             the weights that did best there become the model, whose results on it, class by
             class, are written to ``out/evaluation-valid.json``. None: the last weights do.

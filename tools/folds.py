@@ -61,7 +61,7 @@ def finetune_folds(
         out: gets a run folder per split, and ``folds.json`` with all figures.
         device: where to train.
         console: where progress is shown.
-        encoder_path: run or model folder of ``melstream pretrain``; None trains from scratch.
+        encoder_path: run or model folder, also of a tagger; None trains from scratch.
         resume: go on with what is in ``out``.
         world: this process among those of the run; None: it is the only one.
 

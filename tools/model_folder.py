@@ -18,6 +18,8 @@ from ..shards.manifest import Manifest
 from ..shards.spec import FeatureSpec
 from .run_folder import CHECKPOINTS_NAME, MODEL_NAME
 
+ENCODER = "encoder."  # starts the names of its weights in a run, and in a tagger
+
 
 class ModelCard(BaseModel):
     """``model.json``: what the weights beside it belong to."""
@@ -50,22 +52,18 @@ def weights_digest(module: nn.Module) -> str:
 def load_encoder(
     path: Path, changes: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[AudioEncoder, ModelCard]:
-    """Load a pre-trained encoder from the folder of a run, a model or a checkpoint.
+    """Load a trained encoder from the folder of a run, a model or a checkpoint.
 
     Args:
-        path: the folder.
+        path: the folder; of a tagger its encoder is taken.
         changes: fields of ``EncoderConfig`` that hold no weight, such as ``dropout``.
 
     Raises:
-        DatasetError: there is no model, or it is not an encoder.
+        DatasetError: there is no model.
     """
     state, card = _read(path)
-    if card.kind != "encoder":
-        raise DatasetError(
-            f"{path} must hold an encoder, found a {card.kind}; give a run of 'melstream pretrain'"
-        )
     encoder = AudioEncoder(card.encoder.model_copy(update=dict(changes)))
-    encoder.load_state_dict(state)
+    encoder.load_state_dict(state if card.kind == "encoder" else _below(ENCODER, state))
     return encoder, card
 
 
@@ -117,6 +115,10 @@ def _card(content: dict[str, Any], folder: Path) -> ModelCard:
         raise DatasetError(f"{folder} has no model card that can be read: {error}") from error
 
 
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+
 def model_part(state: Mapping[str, Tensor], card: ModelCard) -> Mapping[str, Tensor]:
     """Return the weights of the model among those of its run.
 
@@ -124,8 +126,7 @@ def model_part(state: Mapping[str, Tensor], card: ModelCard) -> Mapping[str, Ten
     """
     if card.kind == "tagger":
         return state
-    prefix = "encoder."
-    part = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+    part = _below(ENCODER, state)
     if (learnt := state.get("objective.mask_embedding")) is not None:
         part["mask_embedding"] = learnt
     return part
