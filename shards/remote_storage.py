@@ -71,8 +71,9 @@ class RemoteStorage(Storage):
         try:
             yield
         except (obstore().exceptions.BaseError, OSError) as error:
-            # `from None`: the client's own text may hold signed addresses.
-            raise explain(error, url=self.url_of(name), timeout_s=self.timeout_s) from None
+            explained = explain(error, url=self.url_of(name), timeout_s=self.timeout_s)
+            self._has_answered |= isinstance(explained, FileNotFoundError)
+            raise explained from None  # the client's own text may hold signed addresses
         self._has_answered = True
 
     def read(self, name: str) -> bytes:
