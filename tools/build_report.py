@@ -62,7 +62,8 @@ def print_report(report: BuildReport, console: Console) -> None:
     elif not report.new:
         console.print(
             f"nothing new: {report.url} is complete, {many(manifest.n_samples, 'sample')} in "
-            f"{many(len(manifest.shards), 'shard')} (files are compared by name and size)",
+            f"{many(len(manifest.shards), 'shard')}; a file in it that has changed since is not "
+            "read again",
             highlight=False,
             markup=False,
         )
