@@ -32,9 +32,10 @@ from .tagger import Tagger, TaggerConfig
 
 Waveform: TypeAlias = npt.NDArray[np.float32]
 Sound: TypeAlias = str | Path | npt.NDArray[np.floating] | Tensor
-"""A file, or a waveform in [-1, 1], shape (n_samples,) or (n_channels, n_samples)."""
+"""A file, or a waveform in [-1, 1], shape (n_samples,) or (1 or 2 channels, n_samples)."""
 
-_MAX_CHANNELS = 8  # more are a batch, or the axes are swapped
+_MAX_CHANNELS = 2  # of a waveform; more are a batch, or the axes are swapped
+_MAX_PEAK = 32.0  # louder than any overdriven waveform, and quieter than 16-bit samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,6 +238,11 @@ class AudioModel:
             raise ValueError(f"`sample_rate` must be above 0 Hz, found {rate}")
         if not np.isfinite(samples).all():
             raise ValueError(f"{where}: finite samples required, found NaN or inf")
+        if (peak := np.abs(samples).max(initial=0.0)) > _MAX_PEAK:
+            raise ValueError(
+                f"{where}: samples in [-1, 1] required, found a peak of {peak:g}; divide 16-bit "
+                "samples by 32768"
+            )
         mono = samples.mean(axis=0, dtype=np.float32) if samples.ndim == 2 else samples
         if rate != features.sample_rate:
             mono = soxr.resample(
@@ -311,7 +317,15 @@ def _read(path: str | Path) -> tuple[Waveform, int]:
 
 
 def _as_array(sound: npt.NDArray[np.floating] | Tensor, number: int) -> Waveform:
-    values = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else sound
+    if not isinstance(sound, np.ndarray | Tensor):
+        raise TypeError(
+            f"sound {number} must be a path, an array or a tensor, found {type(sound).__name__}"
+        )
+    if isinstance(sound, Tensor):
+        is_half = sound.dtype in (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
+        values = (sound.float() if is_half else sound).detach().cpu().numpy()
+    else:
+        values = sound
     is_mono, is_known = values.ndim == 1, values.ndim == 2 and values.shape[0] <= _MAX_CHANNELS
     found = f"found {values.dtype} of shape {values.shape}"
     if not np.issubdtype(values.dtype, np.floating):
@@ -321,6 +335,7 @@ def _as_array(sound: npt.NDArray[np.floating] | Tensor, number: int) -> Waveform
     if not (is_mono or is_known):
         raise ValueError(
             f"sound {number} must have shape (n_samples,) or (n_channels <= {_MAX_CHANNELS}, "
-            f"n_samples), {found}; transpose what soundfile gives, and give a batch as a list"
+            f"n_samples), {found}; transpose what soundfile gives, average more channels, and give "
+            "a batch as a list"
         )
     return values.astype(np.float32)

@@ -52,8 +52,7 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[
     modules to train them at rates of their own.
 
     Args:
-        module: each of its parameters lands in one group, frozen ones too, which take
-            no step while they have no gradient.
+        module: each of its parameters that wants a gradient lands in one group.
         lr: peak rate of these parameters, per step.
         weight_decay: of the parameters with two dimensions or more.
 
@@ -61,8 +60,9 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float) -> list[
         Up to two groups for ``build_optimizer``; ``base_lr`` keeps the peak rate,
         while ``lr`` moves. (``Any``: torch's own form of a group.)
     """
-    decaying = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in module.parameters() if parameter.ndim < 2]
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in learning if parameter.ndim >= 2]
+    others = [parameter for parameter in learning if parameter.ndim < 2]
     return [
         {"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}
         for params, decay in ((decaying, weight_decay), (others, 0.0))

@@ -198,6 +198,15 @@ def test_names_from_the_data_are_never_read_as_markup(
     assert "[bold]loud[" in out
 
 
+@pytest.mark.parametrize("verb", [["evaluate", "run"], ["finetune", "demo-finetune", "--out", "x"]])
+def test_a_second_data_set_is_refused_where_one_is_meant(
+    melstream: Callable[..., tuple[int, str, str]], verb: list[str]
+) -> None:
+    code, _, err = melstream(*verb, "--data", "a", "--data", "b")
+    assert code == 2
+    assert "must be one data set here, found 2; make one of them with" in " ".join(err.split())
+
+
 def test_print_config_resolves_the_recipe(
     melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

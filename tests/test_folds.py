@@ -60,7 +60,7 @@ def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
     written = json.loads((tmp_path / "run" / "folds.json").read_text())
     accuracies = [result.figures["accuracy"] for result in results]
     assert written["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
-    assert written["std"]["accuracy"] == pytest.approx(np.std(accuracies))
+    assert written["std"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
     for number, result in enumerate(results):
         config = json.loads((tmp_path / "run" / result.name / "config.json").read_text())
         assert config["part"] == result.name

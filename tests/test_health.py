@@ -9,11 +9,10 @@ from melstream.tools.health import (
     Circumstances,
     Entry,
     HealthConfig,
-    chance_accuracy,
     find_illness,
 )
 
-CONTRASTIVE = Circumstances(warmup_steps=100, n_steps=100_000, chance=1 / 101)
+CONTRASTIVE = Circumstances(warmup_steps=100, n_steps=100_000)
 CONFIG = HealthConfig(learns_within=1_000)
 
 
@@ -21,6 +20,7 @@ def log(n_entries: int, **figures: list[float] | float) -> list[Entry]:
     """Entries every 100 steps; a list of figures stands at the end of the log."""
     healthy: dict[str, list[float] | float] = {
         "accuracy": 0.5,
+        "chance": 1 / 101,
         "target_std": 0.6,
         "grad_norm": 1.0,
         "code_perplexity": 150.0,
@@ -87,6 +87,8 @@ def test_a_moment_of_weakness_is_no_illness(entries: list[Entry]) -> None:
 
 def test_who_does_not_contrast_cannot_be_at_chance() -> None:
     entries = log(40, accuracy=0.0)
+    for entry in entries:
+        del entry["chance"]
     assert find_illness(entries, CONFIG, Circumstances(warmup_steps=0, n_steps=9_000)) is None
 
 
@@ -94,13 +96,21 @@ def test_an_alarm_that_is_off_says_nothing() -> None:
     assert find_illness(log(5, target_std=0.0), HealthConfig(alarm="off"), CONTRASTIVE) is None
 
 
-@pytest.mark.parametrize(("n_masked", "n_distractors"), [(2, 1), (5, 20), (65, 100), (400, 100)])
-def test_chance_is_what_guessing_gives(n_masked: int, n_distractors: int) -> None:
-    """Distractors are drawn with replacement: what is drawn twice is no other choice."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(n_masked - 1, size=(400, n_distractors))
-    right = [1 / (1 + len(np.unique(row))) for row in draws]
-    assert chance_accuracy(n_masked, n_distractors) == pytest.approx(np.mean(right), rel=0.02)
+@pytest.mark.parametrize(("accuracy", "is_ill"), [(0.2, True), (0.22, True), (0.25, False)])
+def test_few_masked_steps_leave_a_guess_many_chances(accuracy: float, is_ill: bool) -> None:
+    """By odds: of 1 in 6, one and a half times as much is 3 in 13."""
+    entries = log(40, accuracy=accuracy, chance=1 / 6)
+    assert (find_illness(entries, CONFIG, CONTRASTIVE) is not None) is is_ill
+
+
+def test_a_body_that_thaws_brings_its_gradient_along() -> None:
+    entries = log(30, grad_norm=[0.02] * 20 + [3.0] * 10)
+    thawing = Circumstances(100, 3_000, thaw_step=2_000)
+    for n_entries in range(20, 31):
+        assert find_illness(entries[:n_entries], CONFIG, thawing) is None
+    assert find_illness(entries, CONFIG, Circumstances(100, 3_000)) is not None
+    entries += [{"step": 3_000.0 + n, "grad_norm": 400.0} for n in range(1, 4)]
+    assert find_illness(entries, CONFIG, thawing) is not None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_a_short_run_at_chance_is_found_out_before_its_end(
     entries = log(last_step // 20, accuracy=0.01)
     for number, entry in enumerate(entries, start=1):
         entry["step"] = 20 * number
-    circumstances = Circumstances(warmup_steps=100, n_steps=n_steps, chance=1 / 101)
+    circumstances = Circumstances(warmup_steps=100, n_steps=n_steps)
     assert (find_illness(entries, CONFIG, circumstances) is not None) is is_ill
 
 

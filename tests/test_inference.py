@@ -151,7 +151,8 @@ def test_a_run_folder_will_do(folders: Path, tmp_path: Path) -> None:
         (np.full(400, np.nan, np.float32), 16_000, "sound 0: finite samples required"),
         (np.zeros((400, 65), np.float32), 16_000, r"found float32 of shape \(400, 65\)"),
         (np.zeros(400, np.int16), 16_000, "must be floating.*int16.*; divide"),
-        (np.zeros((9, 400)), 16_000, r"must have shape .*\(9, 400\); .* give a batch as a list"),
+        (np.zeros((3, 400)), 16_000, r"must have shape .*\(3, 400\); .* give a batch as a list"),
+        (np.full(400, 900.0), 16_000, r"sound 0: samples in \[-1, 1\] .* a peak of 900; divide"),
         ("nowhere.wav", None, "nowhere.wav must be a file, found none"),
     ],
 )

@@ -38,6 +38,13 @@ def test_biases_norms_and_the_mask_embedding_do_not_decay() -> None:
     assert {names[id(p)] for p in decaying["params"]} == set(names.values()) - free
 
 
+def test_what_wants_no_gradient_is_in_no_group() -> None:
+    frozen, learning = nn.Linear(3, 4), nn.Linear(4, 2)
+    frozen.requires_grad_(False)
+    groups = parameter_groups(nn.Sequential(frozen, learning), 1e-4, 0.01)
+    assert [group["params"] for group in groups] == [[learning.weight], [learning.bias]]
+
+
 def test_body_and_head_keep_their_own_rates() -> None:
     body, head = nn.Linear(3, 4), nn.Linear(4, 2)
     groups = parameter_groups(body, 1e-4, 0.01) + parameter_groups(head, 1e-2, 0.01)

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from melstream.model import AudioEncoder, EncoderConfig, Wav2Vec2, Wav2Vec2Config
-from melstream.model.objectives.wav2vec2 import _equal_rows, info_nce, masked_steps
+from melstream.model.objectives.wav2vec2 import (
+    _equal_rows,
+    chance_accuracy,
+    info_nce,
+    masked_steps,
+)
 
 CONFIG = EncoderConfig(
     n_mels=8, latent_dim=16, dim=16, n_layers=1, n_heads=2, ffn_dim=32, dropout=0.0
@@ -140,3 +145,12 @@ def test_shapes_that_do_not_fit_are_refused(
     mask = (torch.arange(mask_shape[1]) < 3).expand(mask_shape)
     with pytest.raises(ValueError, match=match):
         forward(mask, torch.zeros(distractors_shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("n_masked", "n_distractors"), [(2, 1), (5, 20), (65, 100), (400, 100)])
+def test_chance_is_what_guessing_gives(n_masked: int, n_distractors: int) -> None:
+    """Distractors are drawn with replacement: what is drawn twice is no other choice."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(n_masked - 1, size=(400, n_distractors))
+    right = [1 / (1 + len(np.unique(row))) for row in draws]
+    assert chance_accuracy(n_masked, n_distractors) == pytest.approx(np.mean(right), rel=0.02)

@@ -29,6 +29,7 @@ from .cli_options import (
     err_console,
     local_file,
     local_path,
+    only,
     out_console,
     resumable,
 )
@@ -140,7 +141,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
-    metrics, card = run(model, data, device=choose_device(device))
+    metrics, card = run(model, only(data), device=choose_device(device))
     if out is not None:
         write_report(out, metrics, card)
     if as_json:

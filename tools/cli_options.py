@@ -46,7 +46,9 @@ Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[
     Path, Option("--out", metavar="FOLDER", parser=local_path, help="Where the result goes.")
 ]
-Data = Annotated[str, Option("--data", metavar="URL", help="A data set made by `melstream build`.")]
+Data = Annotated[
+    list[str], Option("--data", metavar="URL", help="A data set made by `melstream build`.")
+]
 Mixture = Annotated[
     list[str],
     Option(
@@ -64,6 +66,20 @@ Overrides = Annotated[
 Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --out.")]
 PrintConfig = Annotated[bool, Option("--print-config", help="Show the resolved recipe and stop.")]
 Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; `auto` takes a GPU where there is one.")]
+
+
+def only(data: list[str]) -> str:
+    """Return the one data set; of several, click would take the last in silence.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(data) > 1:
+        raise ValueError(
+            f"`--data` must be one data set here, found {len(data)}; make one of them with "
+            "'melstream merge'"
+        )
+    return data[0]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from .cli_options import (
     choose_device,
     err_console,
     local_path,
+    only,
     out_console,
     resumable,
     silent_console,
@@ -106,7 +107,7 @@ def finetune(
     """
     from .recipe import FinetuneRecipe, is_overridden, load_recipe
 
-    config = load_recipe(recipe, FinetuneRecipe, overrides or ())
+    place, config = only(data), load_recipe(recipe, FinetuneRecipe, overrides or ())
     if print_config:
         print(config.model_dump_json(indent=1))
         return
@@ -130,9 +131,9 @@ def finetune(
             "world": world,
         }
         if folds:
-            _finish_folds(out, finetune_folds(config, data, out, **how), world)
+            _finish_folds(out, finetune_folds(config, place, out, **how), world)
         else:
-            _finish_run(out, run(config, data, out, valid=valid, **how), world)
+            _finish_run(out, run(config, place, out, valid=valid, **how), world)
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def _print_results(
 
 def _spread(values: list[float]) -> str:
     mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
 def _title(console: Console, command: str) -> None:

@@ -105,6 +105,7 @@ def finetune(
     )  # fmt: skip
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
+    config |= {"valid": None if held_out is None else held_out.manifest.fingerprint}
     config |= {"encoder": {"start": start, **card.encoder.model_dump()}}
     rows = None if part is None else part.held_out
     trainer = Trainer(
@@ -128,6 +129,7 @@ def _held_out(
     if valid is not None:
         (held_out,) = open_data(valid, recipe.data)
         _require_same_labels(held_out, dataset)
+        _require_labels(held_out, recipe.tagger.task)
         return held_out
     if recipe.train.stop_after:
         raise ValueError(
@@ -312,5 +314,6 @@ def _require_labels(dataset: Dataset, task: str) -> None:
         raise DatasetError(
             f'tagger.task = "single_label" needs one label per clip, {int((counts != 1).sum())} of '
             f"{len(counts)} clips have another number (first: {dataset.key(row)}, {counts[row]}); "
-            'use "multi_label"'
+            'leave unlabelled ones out (melstream subset --where "n_labels>=1"), or use '
+            '"multi_label"'
         )

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
+from ..shards.keys import make_key
 from .distributed import World
 from .finetune import Part, finetune
 from .recipe import FinetuneRecipe
@@ -83,7 +84,7 @@ def finetune_folds(
     results = []
     for part in _parts(dataset):
         console.print(f"held out: {part.name}", style="bold", highlight=False)
-        run = out / part.name
+        run = out / make_key(part.name)
         result = finetune(
             recipe,
             data,
@@ -109,7 +110,7 @@ def summarise(results: list[FoldResult]) -> dict[str, object]:
     table = {name: [result.figures[name] for result in results] for name in names}
     return {
         "mean": {name: float(np.mean(values)) for name, values in table.items()},
-        "std": {name: float(np.std(values)) for name, values in table.items()},
+        "std": {name: float(np.std(values, ddof=1)) for name, values in table.items()},
         "folds": {result.name: result.figures for result in results},
     }
 
@@ -122,7 +123,7 @@ def print_folds(results: list[FoldResult], console: Console) -> None:
         table.add_row(result.name, *(f"{result.figures[name]:.3f}" for name in names))
     values = np.array([[result.figures[name] for name in names] for result in results])
     table.add_section()
-    means, deviations = values.mean(0), values.std(0)
+    means, deviations = values.mean(0), values.std(0, ddof=1)
     cells = (f"{mean:.3f} ± {std:.3f}" for mean, std in zip(means, deviations, strict=True))
     table.add_row("mean ± std", *cells)
     console.print(table)

@@ -5,6 +5,7 @@ it has logged tells. The judgement is a function of the log alone, so a resumed 
 the one before would have, and ``metrics.jsonl`` of a dead run can be judged again.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -19,6 +20,7 @@ Entry = dict[str, float]
 
 N_RECENT = 3  # entries that have to agree: one bad batch is no illness
 N_FIRST, N_USUAL = 5, 10  # entries, the first and those just before, that tell what is usual
+HARMLESS_NORM = 1.0  # of a gradient: whatever it was before, this is no explosion
 MIN_PATIENCE = 200  # steps after the warm-up in which no run has to have learnt anything
 
 
@@ -37,7 +39,7 @@ class HealthConfig(BaseModel):
         "a shorter run has half of its own, at least 200",
     )
     chance_factor: float = Field(
-        default=1.5, gt=1, description="accuracy below so many times chance counts as chance"
+        default=1.5, gt=1, description="odds of being right below so many times a guess's are none"
     )
     min_target_std: float = Field(
         default=1e-3, gt=0, description="deviation of a target's channels below which they are one"
@@ -61,30 +63,12 @@ class Circumstances:
     Args:
         warmup_steps: of the learning rate.
         n_steps: of the run.
-        chance: contrastive accuracy of a guess; None where nothing is contrasted.
+        thaw_step: of a body that rests before it; its gradient is no explosion of the head's.
     """
 
     warmup_steps: int
     n_steps: int
-    chance: float | None = None
-
-
-def chance_accuracy(n_masked: int, n_distractors: int) -> float:
-    """Return the contrastive accuracy of a guess.
-
-    Distractors are drawn with replacement from few masked steps, so many are the same: of
-    the ``n - 1`` others, ``n_distractors`` draws hit ``(n - 1) (1 - (1 - 1 / (n - 1)) **
-    n_distractors)`` on average, and a guess picks among these and the target.
-
-    Args:
-        n_masked: masked steps of a sample, at least 2.
-        n_distractors: draws per masked step.
-
-    >>> round(chance_accuracy(65, 100), 4), round(chance_accuracy(5, 20), 4)
-    (0.0193, 0.2005)
-    """
-    n_others = n_masked - 1
-    return 1 / (1 + n_others * (1 - (1 - 1 / n_others) ** n_distractors))
+    thaw_step: int = 0
 
 
 def find_illness(
@@ -133,15 +117,17 @@ def _dead_codebook(entries: Sequence[Entry], config: HealthConfig, _: Circumstan
 
 
 def _exploding_gradient(
-    entries: Sequence[Entry], config: HealthConfig, _: Circumstances
+    entries: Sequence[Entry], config: HealthConfig, circumstances: Circumstances
 ) -> str | None:
+    if entries[-1]["step"] > circumstances.thaw_step:
+        entries = [entry for entry in entries if entry["step"] > circumstances.thaw_step]
     norms = [entry["grad_norm"] for entry in entries[:-N_RECENT] if "grad_norm" in entry]
     least = _recent(entries, "grad_norm", min)
     if len(norms) < N_FIRST or least is None:
         return None
     # What was usual lately grows along with a norm that explodes slowly: hence the first ones.
     usual = min(median(norms[:N_FIRST]), median(norms[-N_USUAL:]))
-    if least <= config.max_norm_factor * usual:
+    if least <= max(config.max_norm_factor * usual, HARMLESS_NORM):
         return None
     return (
         f"the gradient explodes: its norm is at least {least:.3g} now and was {usual:.3g}. Usual "
@@ -153,13 +139,13 @@ def _exploding_gradient(
 def _no_learning(
     entries: Sequence[Entry], config: HealthConfig, circumstances: Circumstances
 ) -> str | None:
-    chance, warmup_steps = circumstances.chance, circumstances.warmup_steps
+    warmup_steps = circumstances.warmup_steps
     patience = min(config.learns_within, (circumstances.n_steps - warmup_steps) // 2)
     deadline = warmup_steps + max(patience, MIN_PATIENCE)
-    if chance is None or entries[-N_RECENT]["step"] <= deadline:
+    chance, accuracy = _recent(entries, "chance", fmean), _recent(entries, "accuracy", fmean)
+    if chance is None or accuracy is None or entries[-N_RECENT]["step"] <= deadline:
         return None
-    accuracy = _recent(entries, "accuracy", fmean)
-    if accuracy is None or accuracy >= config.chance_factor * chance:
+    if _odds(accuracy) >= config.chance_factor * _odds(chance):
         return None
     return (
         f"nothing is learnt: after {entries[-1]['step']:.0f} steps contrastive accuracy is "
@@ -168,6 +154,10 @@ def _no_learning(
         "alike. Usual remedy: a new run with a third of optim.lr or a shorter mask.mask_length; "
         "'melstream inspect' shows what the data holds"
     )
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share) if share < 1 else math.inf
 
 
 _CHECKS: tuple[Callable[[Sequence[Entry], HealthConfig, Circumstances], str | None], ...] = (

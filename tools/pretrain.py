@@ -16,7 +16,6 @@ from ..pipeline.loader import LoaderConfig
 from ..pipeline.masks import count_masked
 from ..shards.dataset import Dataset
 from .distributed import World
-from .health import chance_accuracy
 from .model_folder import ModelCard
 from .recipe import PretrainRecipe
 from .train_step import Learner
@@ -83,7 +82,7 @@ def pretrain(
         loader,
         recipe=recipe,
         folder=out,
-        config=config | {"chance": learner.chance},
+        config=config,
         card=_card(recipe, encoder_config, datasets),
         console=console,
         world=world,
@@ -123,7 +122,6 @@ def _learner(
         parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
         _losses,
         prepare=lambda step, seed: model.set_step(step),
-        chance=chance_accuracy(n_masked, recipe.mask.n_distractors),
         peak_samples_per_s=samples_per_s_at_peak(
             encoder, n_frames, device=world.device, precision=recipe.train.precision
         ),

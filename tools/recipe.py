@@ -171,6 +171,11 @@ class Recipe(_Section):
     train: TrainConfig
     health: HealthConfig = HealthConfig()
 
+    @property
+    def n_frozen_steps(self) -> int:
+        """First steps in which the body rests."""
+        return 0
+
     @model_validator(mode="after")
     def _describes_an_encoder(self) -> Self:
         self.model.encoder_config(n_mels=1)

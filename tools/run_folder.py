@@ -49,10 +49,9 @@ FREE_TO_CHANGE = (
     "health",
     "cache",
     "timeout_s",
-    "chance",
 )
 """Fields of a run's configuration that may differ when it is resumed: they change no batch and
-no aim. ``chance`` follows from the others; it stands there for those who read the log.
+no aim.
 
 (``accumulate`` and ``checkpoints_activations`` follow the GPUs at hand; they alter what
 dropout draws, and the rounding of sums.)

@@ -180,7 +180,9 @@ def _ill(run: RunSummary) -> Iterator[Finding]:
     """Judge the log as the run's own alarm does, whatever it was set to."""
     recipe = run.config["recipe"]
     warmup_steps = recipe.get("optim", {}).get("warmup_steps") or 0
-    circumstances = Circumstances(warmup_steps, run.n_steps, run.config.get("chance"))
+    frozen = recipe.get("finetune", {}).get("freeze_body_steps", 0)
+    thaw_step = run.n_steps if frozen == "all" else frozen
+    circumstances = Circumstances(warmup_steps, run.n_steps, thaw_step)
     known = {k: v for k, v in recipe.get("health", {}).items() if k in HealthConfig.model_fields}
     config = HealthConfig.model_validate(known | {"alarm": "warn"})
     illness = find_illness(_entries(run), config, circumstances)
@@ -192,7 +194,7 @@ def _ill(run: RunSummary) -> Iterator[Finding]:
 def _entries(run: RunSummary) -> list[Entry]:
     """Put the lines of the log together again, those of training figures."""
     entries: dict[int, Entry] = {}
-    for name in ("grad_norm", "accuracy", "target_std", "code_perplexity"):
+    for name in ("grad_norm", "accuracy", "chance", "target_std", "code_perplexity"):
         curve = run.curves.get(name)
         for step, value in zip(curve.steps, curve.values, strict=True) if curve else ():
             entries.setdefault(step, {"step": step})[name] = value

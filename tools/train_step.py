@@ -42,7 +42,6 @@ class Learner:
         prepare: called with step and seed before the forward passes of a step.
         validate: figures on held-out data of the module as it is, or None.
         metric: the figure of ``validate`` by which the best checkpoint is kept (higher is better).
-        chance: contrastive accuracy of a guess; None where nothing is contrasted.
         peak_samples_per_s: what a process could do at its device's peak; None: not known.
     """
 
@@ -53,7 +52,6 @@ class Learner:
     prepare: Callable[[int, int], object] = lambda step, seed: None
     validate: Callable[[], dict[str, float]] | None = None
     metric: str = ""
-    chance: float | None = None
     peak_samples_per_s: float | None = None
 
 

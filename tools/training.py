@@ -109,7 +109,7 @@ class Trainer:
         self._learner, self._order, self._loader = learner, order, loader
         self._train, self._health = recipe.train, recipe.health
         self._circumstances = Circumstances(
-            recipe.optim.warmup_steps, recipe.train.steps, learner.chance
+            recipe.optim.warmup_steps, recipe.train.steps, thaw_step=recipe.n_frozen_steps
         )
         self._folder, self._config, self._console = folder, config, console
         self._world = world

@@ -3,7 +3,8 @@
 An objective is a frozen config and an ``nn.Module`` made from it and the encoder's
 config. Its ``forward(encoder, *, logmel, n_frames, mask, distractors, step)`` returns
 scalars by name, ``loss`` among them; whatever else it returns is logged. A parameter
-``mask_embedding`` of shape (latent_dim,) stays with the encoder afterwards. To add one,
+``mask_embedding`` of shape (latent_dim,) stays with the encoder afterwards, and what is
+logged as ``accuracy`` beside ``chance``, that of a guess, tells whether a run learns. To add one,
 write its file and its line in ``OBJECTIVES``: the contract test finds it there.
 """
 

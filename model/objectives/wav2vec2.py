@@ -91,7 +91,8 @@ class Wav2Vec2(nn.Module):
             Scalars, float32; all but the loss are detached:
             ``loss``: mean InfoNCE over all masked steps, in nats; with a quantizer plus
             ``diversity_weight`` times the diversity loss.
-            ``accuracy``: share of masked steps whose target beats each distractor.
+            ``accuracy``: share of masked steps whose target beats each distractor;
+            ``chance``: that of a guess.
             ``target_std``: standard deviation of a target channel over all masked
             steps, mean over channels; near zero when the targets collapse.
             ``masked_share``: masked steps per valid step.
@@ -120,7 +121,8 @@ class Wav2Vec2(nn.Module):
         n_valid = mask.numel() if padding_mask is None else (~padding_mask).sum()
         std = targets.detach().float().flatten(0, 1).std(0, correction=0).mean()
         scalars = {"loss": loss, "accuracy": accuracy, "target_std": std}
-        scalars |= {"masked_share": mask.sum() / n_valid}
+        chance = chance_accuracy(*distractors.shape[1:])
+        scalars |= {"masked_share": mask.sum() / n_valid, "chance": loss.new_full((), chance)}
         return scalars if quantized is None else scalars | self._with_diversity(loss, quantized)
 
     def _with_diversity(
@@ -141,6 +143,24 @@ class Wav2Vec2(nn.Module):
     ) -> Float[Tensor, "B S latent_dim"]:
         """Put the mask embedding in place of the masked latents."""
         return torch.where(mask[..., None], self.mask_embedding.to(latents.dtype), latents)
+
+
+def chance_accuracy(n_masked: int, n_distractors: int) -> float:
+    """Return the contrastive accuracy of a guess.
+
+    Distractors are drawn with replacement from few masked steps, so many are the same: of
+    the ``n - 1`` others, ``n_distractors`` draws hit ``(n - 1) (1 - (1 - 1 / (n - 1)) **
+    n_distractors)`` on average, and a guess picks among these and the target.
+
+    Args:
+        n_masked: masked steps of a sample, at least 2.
+        n_distractors: draws per masked step.
+
+    >>> round(chance_accuracy(65, 100), 4), round(chance_accuracy(5, 20), 4)
+    (0.0193, 0.2005)
+    """
+    n_others = n_masked - 1
+    return 1 / (1 + n_others * (1 - (1 - 1 / n_others) ** n_distractors))
 
 
 def masked_steps(mask: Bool[Tensor, "B S"], *, n_masked: int) -> Int64[Tensor, "B M"]:
