@@ -164,6 +164,18 @@ def test_a_finished_run_has_all_its_files(data: Dataset, tmp_path: Path, quiet: 
     assert torch.equal(encoder.mask_embedding, state["objective.mask_embedding"])
 
 
+def test_clips_shorter_than_a_crop_are_told_of(
+    built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    sets = ["train.steps=2", "optim.warmup_steps=1", "data.crop_s=1.2", "data.min_s=0.5"]
+    data = built("eval")
+    n_short = int(((data.index.duration_s >= 0.5) & (data.index.n_frames < 120)).sum())
+    assert n_short > 1
+    run_pretrain(data, tmp_path / "run", quiet, *sets)
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"{n_short} clips shorter than a crop of 1.2 s" in said
+
+
 def test_pretraining_learns_on_real_audio(
     built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
 ) -> None:
@@ -376,7 +388,9 @@ def test_clips_that_are_scored_in_part_are_counted(
 ) -> None:
     run_finetune(data, tmp_path / "run", quiet)
     evaluate(tmp_path / "run", data.folder, device=CPU)
-    assert not caplog.text
+    assert [message.partition(" was ")[2] for message in caplog.messages] == [
+        f"trained on {data.folder}: its figures there say little"
+    ]
     longest = int(data.index.n_frames.max())
     monkeypatch.setattr(
         evaluate_module, "LoaderConfig", partial(LoaderConfig, max_frames=longest - 1)

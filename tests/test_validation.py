@@ -68,6 +68,29 @@ def test_the_validated_best_becomes_the_model(
         assert torch.equal(tensor, best[name]), name
 
 
+def test_clips_that_are_validated_on_and_learnt_from_are_told(
+    data: Dataset, built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, [*SMALL, "train.steps=4"])
+    run = tmp_path / "run"
+    finetune(recipe, data.folder, run, device=CPU, console=quiet, valid=built("train").folder)
+    assert "of --valid are in --data too" not in said(quiet)
+    finetune(recipe, data.folder, tmp_path / "two", device=CPU, console=quiet, valid=data.folder)
+    assert f"{len(data)} of {len(data)} clips of --valid are in --data too" in said(quiet)
+
+
+def test_a_run_goes_on_with_the_validation_set_it_began_with(
+    data: Dataset, built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, [*SMALL, "train.steps=4"])
+    how: dict[str, Any] = {"device": CPU, "console": quiet}
+    finetune(recipe, data.folder, tmp_path / "run", **how, valid=data.folder)
+    with pytest.raises(DatasetError, match=r"cannot be resumed .*\(`valid`: saved"):
+        finetune(
+            recipe, data.folder, tmp_path / "run", **how, valid=built("train").folder, resume=True
+        )
+
+
 def test_a_validation_set_that_does_not_fit_is_refused_before_any_work(
     data: Dataset, small_dataset: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
@@ -160,6 +183,10 @@ def test_a_run_that_died_while_it_validated_loses_nothing(
     )
     assert whole == broken
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def said(console: Console) -> str:
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 def entries(run: Path) -> list[dict[str, float]]:

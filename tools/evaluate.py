@@ -141,7 +141,9 @@ class RowsOrder:
 def evaluate(
     model: Path, data: str | Path, *, device: torch.device
 ) -> tuple[TaggingMetrics, ModelCard]:
-    """Evaluate a fine-tuned model on a data set; warn of clips that are scored in part.
+    """Evaluate a fine-tuned model on a data set.
+
+    It warns of clips that are scored in part, and of a data set that was learnt from.
 
     Args:
         model: run or model folder of ``melstream finetune``.
@@ -155,6 +157,8 @@ def evaluate(
             f"{data} has no labels to measure against; build it from a labelled corpus"
         )
     assert card.tagger is not None
+    if dataset.manifest.fingerprint in card.trained_on:
+        _log.warning("%s was trained on %s: its figures there say little", model, data)
     n_cut = int((dataset.index.n_frames > LoaderConfig().max_frames).sum())
     if n_cut:
         _log.warning(

@@ -21,9 +21,11 @@ from ..shards.dataset import Dataset
 from ..shards.errors import DatasetError
 from .distributed import World
 from .evaluate import predict, write_report
+from .inspect_leaks import is_shared
 from .model_folder import ModelCard, load_encoder, load_tagger, require_features, weights_digest
 from .recipe import FinetuneRecipe
 from .run_folder import HEADLINE, VALIDATION_NAME
+from .text_tables import many
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
@@ -130,6 +132,7 @@ def _held_out(
         (held_out,) = open_data(valid, recipe.data)
         _require_same_labels(held_out, dataset)
         _require_labels(held_out, recipe.tagger.task)
+        _warn_of_leak(held_out, dataset, console)
         return held_out
     if recipe.train.stop_after:
         raise ValueError(
@@ -144,6 +147,18 @@ def _held_out(
             soft_wrap=True,
         )
     return None
+
+
+def _warn_of_leak(held_out: Dataset, dataset: Dataset, console: Console) -> None:
+    """Say how many clips of the validation set are learnt from."""
+    n_shared = int(is_shared(held_out, dataset).sum())
+    if n_shared:
+        console.print(
+            f"warning: {n_shared:,} of {many(len(held_out), 'clip')} of --valid are in --data too, "
+            "by key, audio or recording, which flatters the figures; 'melstream subset --not-in' "
+            "leaves them out, --split takes one split of a data set",
+            style="yellow", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _build(

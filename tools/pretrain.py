@@ -18,6 +18,7 @@ from ..shards.dataset import Dataset
 from .distributed import World
 from .model_folder import ModelCard
 from .recipe import PretrainRecipe
+from .text_tables import many
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
@@ -72,6 +73,7 @@ def pretrain(
         world=world,
         console=console,
     )
+    _tell_of_short_clips(datasets, recipe, crops, console)
     statistics = band_statistics(datasets, order.shares)
     model = _build(recipe, encoder_config, statistics).to(world.device)
     learner = _learner(recipe, model, crops, world)
@@ -91,6 +93,26 @@ def pretrain(
     if result.is_complete:
         finish_run(out, trainer.final_weights, trainer.card(), world=world)
     return result
+
+
+def _tell_of_short_clips(
+    datasets: Sequence[Dataset], recipe: PretrainRecipe, crops: LoaderConfig, console: Console
+) -> None:
+    """Say that short clips lower the masked share of the batches they are in."""
+    assert crops.crop_frames is not None
+    crop_s, least_s = recipe.data.crop_s, recipe.data.min_s
+    n_short = sum(
+        int(((index.n_frames < crops.crop_frames) & (index.duration_s >= least_s)).sum())
+        for index in (dataset.index for dataset in datasets)
+    )
+    if n_short:
+        console.print(
+            f"{many(n_short, 'clip')} shorter than a crop of {crop_s:g} s: no clip of a batch is "
+            "masked in more steps than its shortest allows; --set data.min_s="
+            f"{crop_s:g} leaves them out",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _build(
