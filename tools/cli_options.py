@@ -112,4 +112,9 @@ def choose_device(name: str) -> "torch.device":
         raise ValueError(
             f"`--device {name}` needs a GPU and torch sees none; see 'melstream doctor'"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"`--device {name}` must be one of the {torch.cuda.device_count()} GPUs here, counted "
+            "from cuda:0"
+        )
     return device

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,7 @@ from ..shards.errors import MelstreamError
 T = TypeVar("T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # one process may write a checkpoint, or compile
 POLL_S = 0.05  # between looks into the store while processes find one another
 
 
@@ -153,6 +155,8 @@ def join_world(device: torch.device) -> Iterator[World]:
         MelstreamError: there are more processes on this machine than GPUs.
     """
     if not all(name in os.environ for name in _VARIABLES):
+        if device.index is not None:
+            torch.cuda.set_device(device)  # whose dropout is seeded
         yield World(device)
         return
     if device.type == "cuda":
@@ -164,11 +168,12 @@ def join_world(device: torch.device) -> Iterator[World]:
         rank=rank,
         world_size=size,
         device_id=device if device.type == "cuda" else None,
+        timeout=COLLECTIVE_TIMEOUT,
     )
-    try:
-        yield World(device, rank, size, _restarts())
-    finally:
-        dist.destroy_process_group()
+    yield World(device, rank, size, _restarts())
+    # Not after an error: NCCL would wait here for processes that wait for this one, and the
+    # error be told when they have given up. torchrun ends them when this one has.
+    dist.destroy_process_group()
 
 
 def fresh_store(store: Store, rank: int, size: int) -> Store:

@@ -81,6 +81,7 @@ def predict(
         rank=world.rank,
         world_size=world.size,
         cache=cache,
+        pins=world.device.type == "cuda",
     )
     tagger.eval()
     scores, labels, served = [], [], []

@@ -11,11 +11,12 @@ the optimiser and the state of the order.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -225,13 +226,15 @@ class Trainer:
         self._window.add(figures, len(batch.rows), waited_s=waited_s, total_s=total_s)
 
     def _write(self, log: RunLog, view: View) -> None:
-        n_skipped = int(self._updater.n_skipped)
         figures = self._window.figures(self._world) | self._updater.rates(self._at.step - 1)
         self._window = Window()
+        n_skipped = int(self._updater.n_skipped)  # waits for the device, as the figures have
         if self._learner.peak_samples_per_s is not None:
             at_peak = self._learner.peak_samples_per_s * self._world.size
             figures["mfu"] = figures["samples_per_s"] / at_peak
-        log.write(self._at.step, figures | {"skipped_steps": n_skipped})
+        self._world.on_main(
+            lambda: log.write(self._at.step, figures | {"skipped_steps": n_skipped})
+        )
         view.figures(self._at.step, figures)
         if n_skipped > self._train.max_skipped_steps:
             raise MelstreamError(
@@ -270,17 +273,21 @@ class Trainer:
         is_due = self._is_due(self._train.validate_every)
         if self._learner.validate is None or not is_due or self._at.validated_step == self._at.step:
             return False
-        with self._updater.averaged_weights():
+        with self._updater.averaged_weights(), self._eagerly():
             measured = self._learner.validate()
         self._updater.train_mode(self._at.step)
         # JSON has no NaN or inf; d' is infinite where everything is right
         figures = {f"valid/{n}": value for n, value in measured.items() if math.isfinite(value)}
-        log.write(self._at.step, figures)
+        self._world.on_main(lambda: log.write(self._at.step, figures))
         view.figures(self._at.step, figures)
         if not self._at.take(measured[self._learner.metric]) and not self._is_over():
             return False
         self._save()
         return True
+
+    def _eagerly(self) -> AbstractContextManager[object]:
+        """Compile nothing for a validation: its shapes would use up the compiler's limit."""
+        return torch.compiler.set_stance("force_eager") if self._train.compile else nullcontext()
 
     def _save(self) -> None:
         state = {
@@ -288,9 +295,8 @@ class Trainer:
             "window": self._window.state(self._world),
             "card": self.card().model_dump(mode="json"),
         }
-        if self._world.is_main:
-            weights = self._learner.module.state_dict()
-            self._checkpoints.save(weights, self._updater, self._at, state)
+        weights = self._learner.module.state_dict()
+        self._world.on_main(lambda: self._checkpoints.save(weights, self._updater, self._at, state))
 
     def _restore(self) -> None:
         checkpoint = self._checkpoints.shared_last(self._world)

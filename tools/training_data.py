@@ -164,8 +164,9 @@ def training_loader(
 ) -> Loader:
     """Return the loader of this process, and say how much memory it may take."""
     loader = Loader(
-        datasets, order, crops, rank=world.rank, world_size=world.size, cache=config.cache
-    )
+        datasets, order, crops, rank=world.rank, world_size=world.size, cache=config.cache,
+        pins=world.device.type == "cuda",
+    )  # fmt: skip
     bounds = loader.memory_bytes()
     parts = ", ".join(f"{name} {megabytes(n_bytes)}" for name, n_bytes in bounds.items())
     total = megabytes(sum(bounds.values()))
