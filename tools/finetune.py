@@ -92,6 +92,15 @@ def finetune(
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
     held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
+    splits = dataset.manifest.split_names
+    if part is None and len(splits) > 1:
+        console.print(
+            f"learns from every split of {dataset.url}: {', '.join(splits)}; 'melstream subset "
+            "--split' takes some of them",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if recipe.n_frozen_steps and encoder_path is None:
         console.print(
             f"warning: no --encoder: for {recipe.n_frozen_steps} steps only the head learns, on a "
@@ -120,7 +129,7 @@ def finetune(
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete:
         finish_run(
-            out, trainer.final_weights, trainer.card(), world=world,
+            out, trainer.final_weights, trainer.final_card(), world=world,
             measure=lambda: _write_evaluation(recipe, out, held_out, rows, world),
         )  # fmt: skip
     return result

@@ -33,7 +33,7 @@ class ModelCard(BaseModel):
     tagger: TaggerConfig | None = None
     label_names: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = Field(description="fingerprints of the training sets, in order")
-    steps: int = Field(description="updates of the last training")
+    steps: int = Field(description="updates that the weights have had in the last training")
 
 
 def write_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:

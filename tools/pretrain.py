@@ -91,7 +91,7 @@ def pretrain(
     )
     result = trainer.run("pre-training", resume=resume)
     if result.is_complete:
-        finish_run(out, trainer.final_weights, trainer.card(), world=world)
+        finish_run(out, trainer.final_weights, trainer.final_card(), world=world)
     return result
 
 

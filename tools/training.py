@@ -153,9 +153,9 @@ class Trainer:
             self._loop(log, view, received)
         return Result(self._at.step, self._is_over(), log.last, time.monotonic() - start)
 
-    def card(self) -> ModelCard:
-        """Return the card of the model as it is now."""
-        return self._card.model_copy(update={"steps": self._at.step})
+    def final_card(self) -> ModelCard:
+        """Return the card of ``final_weights``."""
+        return self._card.model_copy(update={"steps": self._final_step()})
 
     def final_weights(self) -> dict[str, Tensor]:
         """Return what becomes the model.
@@ -166,10 +166,15 @@ class Trainer:
         """
         if self._train.average_last:
             return self._checkpoints.average_last(self._train.average_last, self._at.step)
-        if self._at.best_step not in (-1, self._at.step):
-            return self._checkpoints.weights(self._at.best_step)
+        if self._final_step() != self._at.step:
+            return self._checkpoints.weights(self._final_step())
         average = self._updater.average
         return (self._learner.module if average is None else average).state_dict()
+
+    def _final_step(self) -> int:
+        """Return the step whose weights become the model, or the last one of their mean."""
+        is_best = self._at.best_step >= 0 and not self._train.average_last
+        return self._at.best_step if is_best else self._at.step
 
     def _claim(self, stack: ExitStack, *, resume: bool) -> None:
         claim_run(self._folder, self._config, resume=resume)
@@ -293,7 +298,7 @@ class Trainer:
         state = {
             "order": self._order.state(self._at.step),
             "window": self._window.state(self._world),
-            "card": self.card().model_dump(mode="json"),
+            "card": self._card.model_copy(update={"steps": self._at.step}).model_dump(mode="json"),
         }
         weights = self._learner.module.state_dict()
         self._world.on_main(lambda: self._checkpoints.save(weights, self._updater, self._at, state))

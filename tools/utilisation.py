@@ -7,6 +7,8 @@ Source:
     Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
 """
 
+import re
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,4 +76,5 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision != "bfloat16":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    peaks = (peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name))
+    return next(peaks, None)
