@@ -28,30 +28,6 @@ _CHUNK_BYTES = 2 << 20  # of attention weights at once: what a core's second cac
 _FAR_BELOW = 1e4  # SiLU and its slope are 0 there, to the last bit
 
 
-class Dropout(nn.Module):
-    """``nn.Dropout`` by cheaper draws.
-
-    Args:
-        p: probability of a zero in training, in [0, 1).
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Set elements to zero and scale up the others."""
-        if not (self.training and self.p):
-            return x
-        if _has_fast_kernels(x):
-            return F.dropout(x, self.p)
-        return x * _kept(*_draw(x.shape, self.p), like=x).mul_(1 / (1 - self.p))
-
-    def extra_repr(self) -> str:
-        """Say what it is set to."""
-        return f"p={self.p}"
-
-
 def add_dropout(
     x: Float[Tensor, "..."], y: Float[Tensor, "..."], *, dropout: float, scale: float = 1.0
 ) -> Float[Tensor, "..."]:

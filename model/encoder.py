@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .conformer import ConformerBlock
-from .dropout import Dropout, none_if_all_valid
+from .dropout import none_if_all_valid
 from .hiding import Hidden
 
 
@@ -270,7 +270,6 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.projection = nn.Linear(config.latent_dim, config.dim)
-        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ConformerBlock(
                 config.dim,
@@ -298,7 +297,7 @@ class ContextEncoder(nn.Module):
             context: floating, shape (B, S, D).
         """
         padding_mask = none_if_all_valid(padding_mask)
-        context = self.dropout(self.projection(latents))
+        context = self.projection(latents)
         for block in self.blocks:
             context = self._drop(self._run(block, context, padding_mask), context)
         return context
