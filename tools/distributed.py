@@ -155,8 +155,6 @@ def join_world(device: torch.device) -> Iterator[World]:
         MelstreamError: there are more processes on this machine than GPUs.
     """
     if not all(name in os.environ for name in _VARIABLES):
-        if device.index is not None:
-            torch.cuda.set_device(device)  # whose dropout is seeded
         yield World(device)
         return
     if device.type == "cuda":

@@ -192,9 +192,7 @@ class Updater:
 
     def _seed(self, step: int) -> None:
         seed = int(derive_key(self._train.seed, step, self._world.rank)) >> (64 - _SEED_BITS)
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        torch.manual_seed(seed)  # of the CPU and of every GPU, whichever is current
         self._learner.prepare(step, seed)
 
 
