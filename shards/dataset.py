@@ -83,6 +83,12 @@ class Dataset:
         return np.zeros(len(self), bool)
 
     @cached_property
+    def used_splits(self) -> dict[int, str]:
+        """Names of the splits that have samples, by number; a subset keeps the other names too."""
+        names = self.manifest.split_names
+        return {number: names[number] for number in np.unique(self.index.split) if number >= 0}
+
+    @cached_property
     def logmel_counts(self) -> npt.NDArray[np.int64] | None:
         """Frames by mel band and code over the whole set, shape (n_mels, 256), if recorded."""
         return read_counts(

@@ -18,9 +18,12 @@ from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import esc50
+from melstream.tools.finetune import Part, finetune
 from melstream.tools.folds import finetune_folds, print_folds
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
+from melstream.tools.selection import Selection
+from melstream.tools.subset import subset
 
 CPU = torch.device("cpu")
 SETS = ["model.preset=tiny", "model.overrides.n_layers=1", "data.batch_size=4", "data.crop_s=1.0"]
@@ -73,6 +76,30 @@ def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
         recipe, folded.folder, tmp_path / "run", device=CPU, console=quiet, resume=True
     )
     assert again == results
+
+
+def test_folds_are_the_splits_that_have_samples(
+    folded: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    some = Selection(splits=("fold-2", "fold-4"))
+    found = subset(folded, open_storage(tmp_path / "some"), some, lambda done, note: None)
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
+    results = finetune_folds(recipe, found.url, tmp_path / "run", device=CPU, console=quiet)
+    assert results is not None
+    assert [result.name for result in results] == ["fold-2", "fold-4"]
+
+
+def test_from_scratch_the_held_out_fold_decides_nothing(
+    folded: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
+    rows = np.arange(len(folded))
+    part = Part("a part", train=rows[::2], held_out=rows[1::2])
+    finetune(recipe, folded.url, tmp_path, device=CPU, console=quiet, part=part)
+    logmel = np.concatenate([folded.read_logmel(row) for row in rows[::2].tolist()])
+    normalizer = load_tagger(tmp_path)[0].encoder.normalizer
+    np.testing.assert_allclose(normalizer.mean, logmel.mean(0, np.float64), rtol=1e-5)
+    np.testing.assert_allclose(normalizer.std, logmel.std(0, np.float64), rtol=1e-4)
 
 
 def test_a_set_without_folds_is_refused(

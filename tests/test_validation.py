@@ -21,7 +21,7 @@ from melstream.tools import evaluate as evaluate_module
 from melstream.tools import finetune as finetune_module
 from melstream.tools.distributed import World
 from melstream.tools.evaluate import Predictions, as_json, evaluate, predict
-from melstream.tools.finetune import finetune
+from melstream.tools.finetune import Part, finetune
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
 from melstream.tools.run_summary import read_run
@@ -78,6 +78,19 @@ def test_clips_that_are_validated_on_and_learnt_from_are_told(
     assert "of --valid are in --data too" not in said(quiet)
     finetune(recipe, data.folder, tmp_path / "two", device=CPU, console=quiet, valid=data.folder)
     assert f"{len(data)} of {len(data)} clips of --valid are in --data too" in said(quiet)
+
+
+def test_a_part_without_a_label_is_refused_before_any_work(
+    built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    data = built("eval")
+    sets = [*SMALL, "tagger.task=multi_label", "tagger.pooling=mean"]
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, sets)
+    rows = np.arange(len(data))
+    part = Part("nothing held out", train=rows, held_out=rows[:0])
+    with pytest.raises(DatasetError, match=r"must have labels on some of the clips .* none"):
+        finetune(recipe, data.folder, tmp_path / "run", device=CPU, console=quiet, part=part)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_with_the_validation_set_it_began_with(

@@ -66,11 +66,13 @@ def predict(
         cache: how a data set in an object store is read.
 
     Raises:
-        ValueError: features or classes do not fit the model.
+        ValueError: features or classes do not fit the model, or there is nothing to score.
     """
     require_features(card, dataset.manifest, dataset.url)
     world = world or World(next(tagger.parameters()).device)
     rows = np.arange(len(dataset)) if rows is None else rows
+    if not len(rows):
+        raise ValueError(f"`rows` must name clips of {dataset.url} to score, found none")
     order = RowsOrder(rows, BATCH_SIZE * world.size)
     config = LoaderConfig(stride=card.encoder.stride)
     loader = Loader(

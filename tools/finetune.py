@@ -31,6 +31,7 @@ from .training import Result, Trainer, finish_run
 from .training_data import (
     band_statistics,
     open_data,
+    row_statistics,
     run_config,
     training_batches,
 )
@@ -91,12 +92,13 @@ def finetune(
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
     _require_labels(dataset, recipe.tagger.task)
+    if part is not None:
+        _require_labels(dataset, recipe.tagger.task, part.held_out)
     held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
-    splits = dataset.manifest.split_names
-    if part is None and len(splits) > 1:
+    if part is None and len(dataset.used_splits) > 1:
         console.print(
-            f"learns from every split of {dataset.url}: {', '.join(splits)}; 'melstream subset "
-            "--split' takes some of them",
+            f"learns from every split of {dataset.url}: {', '.join(dataset.used_splits.values())}; "
+            "'melstream subset --split' takes some of them",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -109,7 +111,7 @@ def finetune(
             highlight=False,
             soft_wrap=True,
         )
-    tagger, card = _build(recipe, dataset, encoder_path)
+    tagger, card = _build(recipe, dataset, encoder_path, None if part is None else part.train)
     start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
     order, _, loader = training_batches(
@@ -173,11 +175,14 @@ def _warn_of_leak(held_out: Dataset, dataset: Dataset, console: Console) -> None
 
 
 def _build(
-    recipe: FinetuneRecipe, dataset: Dataset, encoder_path: Path | None
+    recipe: FinetuneRecipe,
+    dataset: Dataset,
+    encoder_path: Path | None,
+    rows: npt.NDArray[np.int64] | None,
 ) -> tuple[Tagger, ModelCard]:
     """Build the tagger and its card; its new weights are the same on every process."""
     torch.manual_seed(recipe.train.seed)
-    encoder, history = _body(recipe, dataset, encoder_path)
+    encoder, history = _body(recipe, dataset, encoder_path, rows)
     manifest = dataset.manifest
     card = ModelCard(
         kind="tagger",
@@ -279,7 +284,10 @@ def _learner(
 
 
 def _body(
-    recipe: FinetuneRecipe, dataset: Dataset, path: Path | None
+    recipe: FinetuneRecipe,
+    dataset: Dataset,
+    path: Path | None,
+    rows: npt.NDArray[np.int64] | None,
 ) -> tuple[AudioEncoder, tuple[str, ...]]:
     """Return the encoder, with the recipe's regularisation, and the data sets it learnt from."""
     changes = {
@@ -291,7 +299,8 @@ def _body(
     if path is None:
         config = recipe.model.encoder_config(dataset.manifest.features.n_mels)
         encoder = AudioEncoder(config.model_copy(update=changes))
-        encoder.normalizer.set_statistics(*band_statistics([dataset]))
+        statistics = band_statistics([dataset]) if rows is None else row_statistics(dataset, rows)
+        encoder.normalizer.set_statistics(*statistics)
         return encoder, ()
     encoder, card = load_encoder(path, changes)
     require_features(card, dataset.manifest, dataset.url)
@@ -325,16 +334,21 @@ def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
         )
 
 
-def _require_labels(dataset: Dataset, task: str) -> None:
-    """Refuse a data set that cannot teach the task."""
+def _require_labels(dataset: Dataset, task: str, rows: npt.NDArray[np.int64] | None = None) -> None:
+    """Refuse clips that can neither teach the task nor measure it; None: all of a data set."""
     if not dataset.manifest.label_names:
         raise DatasetError(
             f"{dataset.url} has no labels; build it from a labelled corpus, a csv one with "
             "--label-column"
         )
+    counts = np.diff(dataset.index.label_indptr)
+    if not (counts if rows is None else counts[rows]).any():
+        raise DatasetError(
+            f"{dataset.url} must have labels on some of the clips that are learnt from, and of "
+            "those that are held out, found none"
+        )
     if task != "single_label":
         return
-    counts = np.diff(dataset.index.label_indptr)
     if (counts != 1).any():
         row = int(np.flatnonzero(counts != 1)[0])
         raise DatasetError(

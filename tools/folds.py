@@ -130,13 +130,13 @@ def print_folds(results: list[FoldResult], console: Console) -> None:
 
 
 def _parts(dataset: Dataset) -> Iterator[Part]:
-    names, split = dataset.manifest.split_names, dataset.index.split
-    if len(names) < 2:
+    splits, split = dataset.used_splits, dataset.index.split
+    if len(splits) < 2:
         raise DatasetError(
-            f"{dataset.url} must have at least two splits to fold over, found {len(names)}; build "
+            f"{dataset.url} must have at least two splits to fold over, found {len(splits)}; build "
             "it from a corpus with folds, such as esc50 or urbansound8k"
         )
-    for number, name in enumerate(names):
+    for number, name in splits.items():
         train = np.flatnonzero((split != number) & (split >= 0))
         yield Part(name, train=train, held_out=np.flatnonzero(split == number))
 

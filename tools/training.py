@@ -285,7 +285,8 @@ class Trainer:
         figures = {f"valid/{n}": value for n, value in measured.items() if math.isfinite(value)}
         self._world.on_main(lambda: log.write(self._at.step, figures))
         view.figures(self._at.step, figures)
-        if not self._at.take(measured[self._learner.metric]) and not self._is_over():
+        metric = measured.get(self._learner.metric, -math.inf)  # undefined: no best
+        if not self._at.take(metric) and not self._is_over():
             return False
         self._save()
         return True

@@ -16,6 +16,7 @@ from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.spec import FeatureSpec
 from ..shards.storage import open_storage
+from .band_sums import BandSums
 from .distributed import World
 from .hours import megabytes
 from .recipe import DataConfig, Recipe
@@ -187,7 +188,22 @@ def band_statistics(
     means = np.array([dataset.manifest.band_mean for dataset in datasets])
     stds = np.array([dataset.manifest.band_std for dataset in datasets])
     mean = weights @ means
-    std = np.sqrt(weights @ (stds**2 + (means - mean) ** 2))
+    return _to_normalise_by(mean, np.sqrt(weights @ (stds**2 + (means - mean) ** 2)))
+
+
+def row_statistics(dataset: Dataset, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return what ``band_statistics`` does of some clips only, whose log-mels are read for it."""
+    features = dataset.manifest.features
+    sums = BandSums.zero(features.n_mels)
+    for row in rows.tolist():
+        sums += BandSums.of(dataset.read_stored(row), features)
+    mean, std = map(np.array, sums.mean_and_std())
+    return _to_normalise_by(mean, std)
+
+
+def _to_normalise_by(
+    mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
     std = np.where(std > CONSTANT_BAND_STD, std, 1.0)
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
