@@ -43,7 +43,7 @@ from melstream.tools.bench_train import (
 from melstream.tools.bench_train_peers import bench_encoders, print_encoder_times
 
 CONSOLE = Console(width=150, highlight=False, markup=False)
-N_ROUNDS = 20
+N_ROUNDS, N_LAUNCHES = 10, 20
 
 
 def main() -> None:
@@ -72,7 +72,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all of them")
     parser.add_argument("--presets", nargs="+", default=["cf-s", "cf-l"])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[8, 64, 128])
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=int, default=[64], help="each takes compiling anew"
+    )
     parser.add_argument("--latent-steps", type=int, default=250)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--small", action="store_true", help="try the script itself")
@@ -97,6 +99,7 @@ def check_agreement(device: torch.device, options: argparse.Namespace) -> Any:
     """Compare loss and gradients with those of float32 on the CPU, without dropout."""
     config = PRESETS["tiny" if options.small else "cf-s"].model_copy(update={"dropout": 0.0})
     cpu = TrainSettings(config, torch.device("cpu"), "float32", n_steps=1, n_latent_steps=125)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     inputs = synthetic_batch(cpu, 4)
     torch.manual_seed(0)
     model = PretrainingModel(AudioEncoder(config), build_objective("wav2vec2", {}, config))
@@ -145,9 +148,20 @@ def time_convolutions(device: torch.device, options: argparse.Namespace) -> Any:
         step = partial(forward_and_backward, run, [x.requires_grad_() for x in inputs])
         step()  # compiles
         key = f"{dim} wide, kernel {kernel_size}, {name}"
-        found[key] = 1e6 * statistics.median(timed(step, device) for _ in range(N_ROUNDS))
+        seconds = statistics.median(timed(repeated(step), device) for _ in range(N_ROUNDS))
+        found[key] = 1e6 * seconds / N_LAUNCHES
         CONSOLE.print(f"{key}: {found[key]:,.0f} us")
     return found
+
+
+def repeated(step: Callable[[], object]) -> Callable[[], None]:
+    """Do a small thing often, so that a GPU has a queue and launching is not what is timed."""
+
+    def run() -> None:
+        for _ in range(N_LAUNCHES):
+            step()
+
+    return run
 
 
 def forward_and_backward(run: Callable[..., Tensor], inputs: list[Tensor]) -> None:
