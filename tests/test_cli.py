@@ -207,6 +207,17 @@ def test_a_second_data_set_is_refused_where_one_is_meant(
     assert "must be one data set here, found 2; make one of them with" in " ".join(err.split())
 
 
+def test_sizes_of_a_model_do_not_go_with_an_encoder(
+    melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = melstream(
+        "finetune", "demo-finetune", "--data", "a", "--out", tmp_path / "out", "--encoder", "b",
+        "--set", "model.preset=cf-l",
+    )  # fmt: skip
+    assert code == 2
+    assert "--encoder has sizes of its own; leave one out" in err
+
+
 def test_print_config_resolves_the_recipe(
     melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

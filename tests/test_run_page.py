@@ -96,6 +96,11 @@ def test_a_run_that_its_alarm_ended_says_why(tmp_path: Path) -> None:
     assert unfinished.remedy.endswith("it starts over, for it has no checkpoint")
     assert "the gradient explodes" in ill.message
     assert "half of optim.lr" in ill.remedy
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["health"] = {"alarm": "stop"}
+    (run / "config.json").write_text(json.dumps(config))
+    codes = [finding.code for finding in find_warnings(read_run(run))]
+    assert codes == [ill.code, skips.code]  # to go on would end in the same place
     assert skips.message == "3 of 100 steps had a gradient of NaN or inf and were skipped"
 
 

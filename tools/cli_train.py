@@ -119,6 +119,11 @@ def finetune(
             f"`--set train.validate_every={every}` needs held-out data; give --valid, or leave it "
             "out"
         )
+    if encoder is not None and any(o.strip().startswith("model.") for o in overrides or ()):
+        raise ValueError(
+            "`--set model.…` is for a model from scratch, --encoder has sizes of its own; leave "
+            "one out (finetune.dropout and finetune.layer_drop change what can be changed)"
+        )
     from .finetune import finetune as run
     from .folds import finetune_folds
 

@@ -107,9 +107,10 @@ def _tell_of_short_clips(
     )
     if n_short:
         console.print(
-            f"{many(n_short, 'clip')} shorter than a crop of {crop_s:g} s: no clip of a batch is "
-            "masked in more steps than its shortest allows; --set data.min_s="
+            f"warning: {many(n_short, 'clip')} shorter than a crop of {crop_s:g} s: no clip of a "
+            "batch is masked in more steps than its shortest allows; --set data.min_s="
             f"{crop_s:g} leaves them out",
+            style="yellow",
             highlight=False,
             soft_wrap=True,
         )

@@ -162,7 +162,7 @@ def find_warnings(run: RunSummary) -> list[Finding]:
 
 
 def _unfinished(run: RunSummary) -> Iterator[Finding]:
-    if not run.is_complete:
+    if not run.is_complete and not _is_dead(run):
         last = run.checkpoints[-1] if run.checkpoints else None
         start = (
             "starts over, for it has no checkpoint"
@@ -174,6 +174,14 @@ def _unfinished(run: RunSummary) -> Iterator[Finding]:
             message=f"the run stopped at step {run.step:,} of {run.n_steps:,}",
             remedy=f"start it again with --resume, it {start}",
         )
+
+
+def _is_dead(run: RunSummary) -> bool:
+    """Say whether a run that goes on would be stopped again where it was."""
+    recipe = run.config["recipe"]
+    most = recipe["train"].get("max_skipped_steps", math.inf)
+    is_stopped = recipe.get("health", {}).get("alarm") == "stop" and any(_ill(run))
+    return is_stopped or (run.last("skipped_steps") or 0) > most
 
 
 def _ill(run: RunSummary) -> Iterator[Finding]:
