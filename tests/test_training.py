@@ -423,6 +423,24 @@ def test_parts_that_do_not_divide_a_batch_claim_no_folder(
     assert run_pretrain(data, tmp_path / "run", quiet, "train.accumulate=2").is_complete
 
 
+def test_accumulation_mixes_the_clips_that_a_whole_batch_mixes(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    """Also where a part is one clip, which has nobody in it to be mixed with."""
+    sets = (
+        "augment.mixup_share=1.0",
+        "augment.time_masks=1",
+        "augment.rolls=true",
+        "finetune.dropout=0.0",
+    )
+    curves = []
+    for n_parts in (1, 2, 4):
+        out = tmp_path / str(n_parts)
+        run_finetune(data, out, quiet, *sets, f"train.accumulate={n_parts}")
+        curves.append(list(losses(out).values()))
+    assert curves[1:] == [pytest.approx(curves[0], rel=1e-4)] * 2
+
+
 def test_a_body_of_random_weights_that_rests_is_warned_of(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:

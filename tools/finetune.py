@@ -1,7 +1,7 @@
 """``melstream finetune``: an encoder and a new head learn labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def _learner(
     encoder = tagger.encoder
     generator = torch.Generator(next(tagger.parameters()).device)
 
-    def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def augmented(batch: Batch) -> Batch:
         assert batch.labels is not None
         logmel, n_frames, labels = augment(
             batch.logmel,
@@ -255,16 +255,20 @@ def _learner(
             fill=encoder.normalizer.mean,
             generator=generator,
         )
+        return replace(batch, logmel=logmel, n_frames=n_frames, labels=labels)
+
+    def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
         hidden = draw_hidden(
-            n_frames,
+            batch.n_frames,
             recipe.hiding,
             stride=card.encoder.stride,
-            n_steps=logmel.shape[1] // card.encoder.stride,
+            n_steps=batch.logmel.shape[1] // card.encoder.stride,
             latent_dim=card.encoder.latent_dim,
             generator=generator,
         )
-        padded = n_frames if batch.is_padded else None  # mixed clips are the longer of two
-        return {"loss": tagger.loss(model(logmel, padded, hidden), labels)}
+        logits = model(batch.logmel, batch.n_frames_if_padded, hidden)
+        return {"loss": tagger.loss(logits, batch.labels)}
 
     return Learner(
         tagger,
@@ -272,6 +276,7 @@ def _learner(
         losses,
         body=encoder,
         prepare=lambda step, seed: generator.manual_seed(seed ^ _AUGMENTATION),
+        transform=augmented,
         validate=validate,
         metric=HEADLINE[recipe.tagger.task],
         peak_samples_per_s=samples_per_s_at_peak(

@@ -54,7 +54,8 @@ FREE_TO_CHANGE = (
 no aim.
 
 (``accumulate`` and ``checkpoints_activations`` follow the GPUs at hand; they alter what
-dropout draws, and the rounding of sums.)
+dropout and hidden steps draw, the rounding of sums, and the quantizer's diversity, which is
+that of a part.)
 """
 
 

@@ -39,7 +39,8 @@ class Learner:
         losses: the module, perhaps wrapped, and a batch on the device -> ``loss`` and
             whatever else is worth logging, scalars.
         body: the part that rests while its groups are frozen: no dropout, no gradient.
-        prepare: called with step and seed before the forward passes of a step.
+        prepare: called with step and seed before anything else of a step.
+        transform: changes the process's share of a batch before it is cut into parts.
         validate: figures on held-out data of the module as it is, or None.
         metric: the figure of ``validate`` by which the best checkpoint is kept (higher is better).
         peak_samples_per_s: what a process could do at its device's peak; None: not known.
@@ -50,6 +51,7 @@ class Learner:
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]]
     body: nn.Module | None = None
     prepare: Callable[[int, int], object] = lambda step, seed: None
+    transform: Callable[[Batch], Batch] = lambda batch: batch
     validate: Callable[[], dict[str, float]] | None = None
     metric: str = ""
     peak_samples_per_s: float | None = None
@@ -102,7 +104,7 @@ class Updater:
         self._thaw(step)
         self._set_rates(step)
         self._seed(step)
-        figures = self._accumulate(batch)
+        figures = self._accumulate(self._learner.transform(batch))
         norm = nn.utils.clip_grad_norm_(self._learner.module.parameters(), self._optim.clip_norm)
         is_skipped = ~norm.isfinite()
         # Fused AdamW leaves weights, moments and its count alone where this is 1: the way
