@@ -134,6 +134,22 @@ class AudioEncoder(nn.Module):
             latents = latents.masked_fill(channels[:, None], 0.0)
         return self.context_encoder(latents, padding_mask), padding_mask
 
+    def cut_above(self, layer: int) -> None:
+        """Take out the conformer blocks above one, whose output becomes the context.
+
+        Args:
+            layer: the block, counted from 1.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        if not 1 <= layer <= self.config.n_layers:
+            raise ValueError(
+                f"`layer` must be one of the encoder's 1 to {self.config.n_layers}, found {layer}"
+            )
+        del self.context_encoder.blocks[layer:]
+        self.config = self.config.model_copy(update={"n_layers": layer})
+
     def latents(
         self,
         logmel: Float[Tensor, "B T n_mels"],

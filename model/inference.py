@@ -13,14 +13,11 @@ Legend: B sounds, D model width, C classes.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
-import soxr
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -28,29 +25,8 @@ from .checked_files import CheckpointError
 from .encoder import AudioEncoder, EncoderConfig
 from .logmel import FeatureConfig, TorchLogMel
 from .model_file import load_model_file
+from .sounds import Sound, Waveform, read_sounds
 from .tagger import Tagger, TaggerConfig
-
-Waveform: TypeAlias = npt.NDArray[np.float32]
-Sound: TypeAlias = str | Path | npt.NDArray[np.floating] | Tensor
-"""A file, or a waveform in [-1, 1], shape (n_samples,) or (1 or 2 channels, n_samples)."""
-
-_MAX_CHANNELS = 2  # of a waveform; more are a batch, or the axes are swapped
-_MAX_PEAK = 32.0  # louder than any overdriven waveform, and quieter than 16-bit samples
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Embeddings:
-    """What an encoder makes of B sounds.
-
-    Args:
-        clips: float32, shape (B, D): the mean of each sound's frames.
-        frames: per sound float32, shape (n_steps, D): one per latent step, in order of time.
-        frame_rate_hz: latent steps per second.
-    """
-
-    clips: Float32[Tensor, "B D"]
-    frames: tuple[Float32[Tensor, "n_steps D"], ...]
-    frame_rate_hz: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,19 +51,80 @@ class Tags:
         ]
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu") -> "AudioModel":
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """What an encoder makes of B sounds.
+
+    Args:
+        clips: float32, shape (B, D): the mean of each sound's frames.
+        frames: per sound float32, shape (n_steps, D): one per latent step, in order of time.
+        frame_rate_hz: latent steps per second.
+        tags: what the tagger on top hears in them; None where there is none.
+    """
+
+    clips: Float32[Tensor, "B D"]
+    frames: tuple[Float32[Tensor, "n_steps D"], ...]
+    frame_rate_hz: float
+    tags: Tags | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What a model makes of the log-mels of B windows.
+
+    Args:
+        context: float32, shape (B, S, D).
+        padding_mask: bool, shape (B, S); True = padding.
+        scores: float32, shape (B, C), of a tagger; else None.
+    """
+
+    context: Float32[Tensor, "B S D"]
+    padding_mask: Bool[Tensor, "B S"]
+    scores: Float32[Tensor, "B C"] | None
+
+    def frames(self) -> list[Float32[Tensor, "n_steps D"]]:
+        """Return the valid steps of each window, on the CPU."""
+        pairs = zip(self.context.cpu(), self.padding_mask.cpu(), strict=True)
+        return [context[~padding] for context, padding in pairs]
+
+
+class _Tally:
+    """Means of the scores of each sound's windows, weighted by length."""
+
+    def __init__(self, n_sounds: int, label_names: tuple[str, ...]) -> None:
+        self._label_names = label_names
+        self._scores = torch.zeros(n_sounds, len(label_names))
+        self._weights = torch.zeros(n_sounds, 1)
+
+    def add(self, rows: list[int], n_frames: Tensor, scores: Tensor | None) -> None:
+        if scores is None:
+            return
+        weight = n_frames.cpu().float()[:, None]
+        self._scores.index_add_(0, torch.tensor(rows), weight * scores.cpu())
+        self._weights.index_add_(0, torch.tensor(rows), weight)
+
+    def tags(self) -> Tags:
+        return Tags(self._scores / self._weights, self._label_names)
+
+
+def load(
+    folder: str | Path, *, device: str | torch.device = "cpu", layer: int | None = None
+) -> "AudioModel":
     """Load a trained model with everything it needs to take audio.
 
     Args:
         folder: a model folder of ``melstream pretrain`` or ``finetune``, or a run folder that
             holds one.
         device: where it computes.
+        layer: embed with what this conformer block gives, counted from 1; those above it, and a
+            tagger on top, are left out. None: the last one.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         CheckpointError: no model there, or it is damaged, or of another version.
+        ValueError: the encoder has no such layer.
     """
     path = Path(folder)
     places = [place for place in (path / "model", path) if (place / "model.json").is_file()]
@@ -112,6 +149,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> "AudioMod
     if card.tagger is not None:
         tagger = Tagger(encoder, card.tagger, len(card.label_names))
     (encoder if tagger is None else tagger).load_state_dict(saved.model_state)
+    if layer is not None:
+        encoder.cut_above(layer)
+        return AudioModel(encoder, None, card.features, (), device=device)
     return AudioModel(encoder, tagger, card.features, card.label_names, device=device)
 
 
@@ -142,6 +182,12 @@ class AudioModel:
         self.label_names = tuple(label_names)
         self._logmel = TorchLogMel(features).to(self.device)
 
+    @property
+    def frame_rate_hz(self) -> float:
+        """Latent steps per second."""
+        step_samples = self.features.hop_length * self.encoder.config.stride
+        return self.features.sample_rate / step_samples
+
     def embed(
         self,
         sounds: Sound | Sequence[Sound],
@@ -167,16 +213,18 @@ class AudioModel:
             ValueError: no sound, an unreadable file, a waveform without a rate, of another
                 shape, not finite, or shorter than a frame's window.
         """
-        waveforms = self._waveforms(sounds, sample_rate)
+        waveforms = read_sounds(sounds, sample_rate, self.features)
         parts: list[list[Tensor]] = [[] for _ in waveforms]
+        tally = _Tally(len(waveforms), self.label_names)
         for rows, logmel, n_frames in self._batches(waveforms, window_s, batch_size):
-            context, padding_mask = self._encode(logmel, n_frames)
-            for row, frames, padding in zip(rows, context.cpu(), padding_mask.cpu(), strict=True):
-                parts[row].append(frames[~padding])
+            encoded = self.encode(logmel, n_frames)
+            for row, frames in zip(rows, encoded.frames(), strict=True):
+                parts[row].append(frames)
+            tally.add(rows, n_frames, encoded.scores)
         frames = tuple(torch.cat(found) for found in parts)
-        step_samples = self.features.hop_length * self.encoder.config.stride
-        rate_hz = self.features.sample_rate / step_samples
-        return Embeddings(torch.stack([f.mean(dim=0) for f in frames]), frames, rate_hz)
+        clips = torch.stack([f.mean(dim=0) for f in frames])
+        tags = None if self.tagger is None else tally.tags()
+        return Embeddings(clips, frames, self.frame_rate_hz, tags)
 
     def tag(
         self,
@@ -195,65 +243,29 @@ class AudioModel:
             raise ValueError(
                 "the model must be a tagger, found an encoder; train one with 'melstream finetune'"
             )
-        waveforms = self._waveforms(sounds, sample_rate)
-        scores = torch.zeros(len(waveforms), len(self.label_names))
-        weights = torch.zeros(len(waveforms), 1)
+        waveforms = read_sounds(sounds, sample_rate, self.features)
+        tally = _Tally(len(waveforms), self.label_names)
         for rows, logmel, n_frames in self._batches(waveforms, window_s, batch_size):
-            found = self._score(logmel, n_frames).cpu()
-            weight = n_frames.cpu().float()[:, None]
-            scores.index_add_(0, torch.tensor(rows), weight * found)
-            weights.index_add_(0, torch.tensor(rows), weight)
-        return Tags(scores / weights, self.label_names)
+            tally.add(rows, n_frames, self.encode(logmel, n_frames).scores)
+        return tally.tags()
 
     @torch.inference_mode()
-    def _encode(self, logmel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
-        context, padding_mask = self.encoder(logmel, n_frames)
+    def encode(self, logmel: Float[Tensor, "B T n_mels"], n_frames: Int[Tensor, " B"]) -> Encoded:
+        """Take log-mels that are there already, such as those of a data set.
+
+        Args:
+            logmel: float16 or float32, shape (B, T, n_mels), made as ``features`` says.
+            n_frames: integer, shape (B,): valid frames of each.
+
+        Returns:
+            What the model makes of them, on its device.
+        """
+        context, padding_mask = self.encoder(logmel.to(self.device), n_frames.to(self.device))
         assert padding_mask is not None
-        return context.float(), padding_mask
-
-    @torch.inference_mode()
-    def _score(self, logmel: Tensor, n_frames: Tensor) -> Tensor:
-        assert self.tagger is not None
-        return self.tagger.scores(self.tagger(logmel, n_frames))
-
-    def _waveforms(
-        self, sounds: Sound | Sequence[Sound], sample_rate: int | None
-    ) -> list[Waveform]:
-        """Read, mix and resample."""
-        is_one = isinstance(sounds, str | Path | np.ndarray | Tensor)
-        given: Sequence[Sound] = [sounds] if is_one else sounds  # type: ignore[assignment]
-        if not given:
-            raise ValueError("`sounds` must hold at least one file or waveform, found none")
-        return [self._waveform(sound, sample_rate, number) for number, sound in enumerate(given)]
-
-    def _waveform(self, sound: Sound, sample_rate: int | None, number: int) -> Waveform:
-        features = self.features
-        if isinstance(sound, str | Path):
-            where, (samples, rate) = str(sound), _read(sound)
-        else:
-            where, samples, rate = f"sound {number}", _as_array(sound, number), sample_rate
-        if rate is None:
-            raise ValueError("`sample_rate` of the waveforms is required, in Hz, found none")
-        if rate <= 0:
-            raise ValueError(f"`sample_rate` must be above 0 Hz, found {rate}")
-        if not np.isfinite(samples).all():
-            raise ValueError(f"{where}: finite samples required, found NaN or inf")
-        if (peak := np.abs(samples).max(initial=0.0)) > _MAX_PEAK:
-            raise ValueError(
-                f"{where}: samples in [-1, 1] required, found a peak of {peak:g}; divide 16-bit "
-                "samples by 32768"
-            )
-        mono = samples.mean(axis=0, dtype=np.float32) if samples.ndim == 2 else samples
-        if rate != features.sample_rate:
-            mono = soxr.resample(
-                mono, rate, features.sample_rate, quality=features.resampler_quality
-            )
-        if len(mono) < features.win_length:
-            raise ValueError(
-                f"{where}: at least {features.win_length} samples at {features.sample_rate} Hz "
-                f"(one window) are required, found {len(mono)}"
-            )
-        return mono
+        scores = None
+        if self.tagger is not None:
+            scores = self.tagger.scores(self.tagger.head(context, padding_mask))
+        return Encoded(context.float(), padding_mask, scores)
 
     def _batches(
         self, waveforms: list[Waveform], window_s: float, batch_size: int
@@ -299,43 +311,3 @@ class _Card(BaseModel):
     features: FeatureConfig
     tagger: TaggerConfig | None = None
     label_names: tuple[str, ...] = ()
-
-
-def _read(path: str | Path) -> tuple[Waveform, int]:
-    """Decode a file: float32, shape (n_channels, n_samples), and its rate in Hz."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} must be a file, found none there")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(
-            f"{path} must be a file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF ...), found: "
-            f"{str(error).rstrip('.')}; turn it into one (ffmpeg -i {path} sound.wav), or give its "
-            "waveform and sample_rate"
-        ) from error
-    return np.asarray(samples.T, np.float32), rate
-
-
-def _as_array(sound: npt.NDArray[np.floating] | Tensor, number: int) -> Waveform:
-    if not isinstance(sound, np.ndarray | Tensor):
-        raise TypeError(
-            f"sound {number} must be a path, an array or a tensor, found {type(sound).__name__}"
-        )
-    if isinstance(sound, Tensor):
-        is_half = sound.dtype in (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
-        values = (sound.float() if is_half else sound).detach().cpu().numpy()
-    else:
-        values = sound
-    is_mono, is_known = values.ndim == 1, values.ndim == 2 and values.shape[0] <= _MAX_CHANNELS
-    found = f"found {values.dtype} of shape {values.shape}"
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(
-            f"sound {number} must be floating, in [-1, 1], {found}; divide 16-bit samples by 32768"
-        )
-    if not (is_mono or is_known):
-        raise ValueError(
-            f"sound {number} must have shape (n_samples,) or (n_channels <= {_MAX_CHANNELS}, "
-            f"n_samples), {found}; transpose what soundfile gives, average more channels, and give "
-            "a batch as a list"
-        )
-    return values.astype(np.float32)

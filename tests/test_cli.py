@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zarr
+from conftest import SPEC
 
+from melstream.model import AudioEncoder, EncoderConfig
 from melstream.shards.dataset import Dataset
 from melstream.tools import cli
+from melstream.tools.model_folder import ModelCard, write_model
 
 PRETRAIN = ["pretrain", "demo-pretrain", "--out", "{tmp}/run", "--data"]
 
@@ -46,7 +50,7 @@ def test_version_and_help_need_no_torch() -> None:
 
 def test_every_verb_has_help(melstream: Callable[..., tuple[int, str, str]]) -> None:
     verbs = ["inspect", "show", "verify", "index", "subset", "merge", "export-lhotse"]
-    verbs += ["pretrain", "finetune", "evaluate", "demo", "doctor"]
+    verbs += ["pretrain", "finetune", "evaluate", "embed", "demo", "doctor"]
     for words in ([], ["build"], ["build", "folder"], ["build", "audioset"], *([v] for v in verbs)):
         code, out, _ = melstream(*words, "--help")
         is_verb = words not in ([], ["build"])
@@ -251,6 +255,24 @@ def test_evaluate_prints_and_writes_the_same_figures(
     assert "weakest first" in out
     code, out, _ = melstream(*evaluate, "--top", 0)
     assert (code, "weakest" in out, "mAP" in out) == (0, False, True)
+
+
+def test_embed_says_what_it_left_out(
+    melstream: Callable[..., tuple[int, str, str]], recordings: Path, tmp_path: Path
+) -> None:
+    config = EncoderConfig(latent_dim=8, dim=8, n_layers=1, n_heads=2, ffn_dim=8)
+    card = ModelCard(
+        kind="encoder", encoder=config, features=SPEC, crop_s=1.0, trained_on=(), steps=1
+    )
+    write_model(tmp_path / "model", AudioEncoder(config).state_dict(), card)
+    (tmp_path / "[bad].wav").write_bytes(b"not audio")
+    sources = [recordings / "eval", tmp_path / "[bad].wav"]
+    code, out, err = melstream("embed", tmp_path / "model", *sources, "--out", tmp_path / "z")
+    assert code == 1
+    assert out.startswith("24 clips: ")
+    assert "left out: " in err
+    assert "[bad].wav: audio is required" in err
+    assert zarr.open_group(str(tmp_path / "z"), mode="r")["clips"].shape == (24, 8)
 
 
 def test_doctor_finds_what_works_and_what_does_not(

@@ -129,6 +129,13 @@ def test_scores_of_windows_are_weighted_by_length(folders: Path) -> None:
     torch.testing.assert_close(found, (201 * first + 101 * second) / 302)
 
 
+def test_a_taggers_embeddings_come_with_its_tags(folders: Path, files: list[Path]) -> None:
+    found = load(folders / "tagger").embed(files)
+    assert found.tags is not None
+    assert torch.equal(found.tags.scores, load(folders / "tagger").tag(files).scores)
+    assert load(folders / "encoder").embed(files).tags is None
+
+
 def test_top_names_the_best_classes(folders: Path) -> None:
     tags = load(folders / "tagger").tag(np.ones(400, np.float32), 16_000)
     ((best, score), *others) = tags.top(3)[0]

@@ -21,15 +21,11 @@ from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
 from .cli_inspect import inspect_app
+from .cli_model import model_app
 from .cli_options import (
-    Data,
-    Device,
     Json,
-    choose_device,
     err_console,
-    local_file,
     local_path,
-    only,
     out_console,
     resumable,
 )
@@ -49,6 +45,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(inspect_app)
 app.add_typer(data_app)
 app.add_typer(train_app)
+app.add_typer(model_app)
 
 
 def main() -> None:
@@ -115,39 +112,6 @@ def verify(
         f"whole: {checked} {many(n_shards, 'shard')}, {many(len(dataset), 'sample')}",
         highlight=False,
     )
-
-
-@app.command()
-def evaluate(
-    model: Annotated[
-        Path, Argument(metavar="RUN", parser=local_path, help="A run of `melstream finetune`.")
-    ],
-    data: Data,
-    out: Annotated[
-        Path | None,
-        Option("--out", metavar="FILE", parser=local_file, help="Write the figures as JSON."),
-    ] = None,
-    top: Annotated[int, Option(min=0, help="Classes to list, weakest first.")] = 10,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Measure a tagger on a labelled data set: mAP, mAUC, d', accuracy, per class.
-
-    Of clips longer than a minute the first minute counts.
-
-    Example: `melstream evaluate runs/finetune --data shards/eval`
-    """
-    from .evaluate import as_json as to_json
-    from .evaluate import evaluate as run
-    from .evaluate import print_metrics, write_report
-
-    metrics, card = run(model, only(data), device=choose_device(device))
-    if out is not None:
-        write_report(out, metrics, card)
-    if as_json:
-        print(json.dumps(to_json(metrics, card), indent=1))
-    else:
-        print_metrics(metrics, card, out_console, top)
 
 
 @app.command()

@@ -162,16 +162,21 @@ def evaluate(
     assert card.tagger is not None
     if dataset.manifest.fingerprint in card.trained_on:
         _log.warning("%s was trained on %s: its figures there say little", model, data)
+    warn_of_cut_clips(dataset)
+    predictions = predict(tagger.to(device), card, dataset)
+    return predictions.metrics(card.tagger.task), card
+
+
+def warn_of_cut_clips(dataset: Dataset) -> None:
+    """Say how many clips are taken by their first minute only."""
     n_cut = int((dataset.index.n_frames > LoaderConfig().max_frames).sum())
     if n_cut:
         _log.warning(
-            "%d of %d clips are longer than a minute and scored by their first minute; to score "
-            "all of a recording, build with --window-seconds",
+            "%d of %d clips are longer than a minute, and only their first minute counts; for all "
+            "of a recording, build with --window-seconds",
             n_cut,
             len(dataset),
         )
-    predictions = predict(tagger.to(device), card, dataset)
-    return predictions.metrics(card.tagger.task), card
 
 
 def as_json(metrics: TaggingMetrics, card: ModelCard) -> dict[str, Any]:
