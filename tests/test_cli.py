@@ -211,11 +211,12 @@ def test_a_second_data_set_is_refused_where_one_is_meant(
     assert "must be one data set here, found 2; make one of them with" in " ".join(err.split())
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
 def test_sizes_of_a_model_do_not_go_with_an_encoder(
-    melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
+    melstream: Callable[..., tuple[int, str, str]], tmp_path: Path, verb: str
 ) -> None:
     code, _, err = melstream(
-        "finetune", "demo-finetune", "--data", "a", "--out", tmp_path / "out", "--encoder", "b",
+        verb, f"demo-{verb}", "--data", "a", "--out", tmp_path / "out", "--encoder", "b",
         "--set", "model.preset=cf-l",
     )  # fmt: skip
     assert code == 2

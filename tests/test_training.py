@@ -15,6 +15,7 @@ from conftest import make_sample, write_dataset
 from rich.console import Console
 
 from melstream.model.checkpoint import latest_checkpoint, load_checkpoint
+from melstream.model.encoder import AudioEncoder, EncoderConfig
 from melstream.pipeline.batch import Batch
 from melstream.pipeline.loader import LoaderConfig
 from melstream.shards.dataset import Dataset, open_dataset
@@ -28,7 +29,7 @@ from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
 from melstream.tools.evaluate import evaluate, predict
 from melstream.tools.finetune import finetune
-from melstream.tools.model_folder import load_encoder, load_tagger
+from melstream.tools.model_folder import ModelCard, load_encoder, load_tagger, write_model
 from melstream.tools.pretrain import pretrain
 from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe
 from melstream.tools.train_step import Updater
@@ -52,10 +53,17 @@ def data(built: Callable[[str], Dataset]) -> Dataset:
 
 
 def run_pretrain(
-    data: Dataset, out: Path, quiet: Console, *sets: str, resume: bool = False
+    data: Dataset,
+    out: Path,
+    quiet: Console,
+    *sets: str,
+    resume: bool = False,
+    encoder: Path | None = None,
 ) -> Result:
     recipe = load_recipe("demo-pretrain", PretrainRecipe, [*SMALL, "train.steps=10", *sets])
-    return pretrain(recipe, data.folder, out, device=CPU, console=quiet, resume=resume)
+    return pretrain(
+        recipe, data.folder, out, device=CPU, console=quiet, encoder_path=encoder, resume=resume
+    )
 
 
 def run_finetune(
@@ -184,6 +192,41 @@ def test_pretraining_learns_on_real_audio(
     result = run_pretrain(built("train"), tmp_path / "run", quiet, *sets)
     assert result.figures["accuracy"] > 5 / 21
     assert result.figures["loss"] < 0.9 * np.log(21)
+
+
+def test_pretraining_goes_on_with_an_encoder(
+    data: Dataset, built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
+) -> None:
+    first, other, out = tmp_path / "first", built("train"), tmp_path / "on"
+    run_pretrain(data, first, quiet)
+    hardly = ["optim.lr=1e-12", "train.steps=4"]
+    run_pretrain(other, out, quiet, *hardly, encoder=first)
+    (before, card), (after, its_card) = load_encoder(first), load_encoder(out)
+    for name, tensor in before.state_dict().items():  # mask embedding and normaliser, too
+        torch.testing.assert_close(after.state_dict()[name], tensor, rtol=0, atol=1e-9)
+    assert before.mask_embedding.any()
+    assert card.trained_on == (data.manifest.fingerprint,)
+    assert its_card.trained_on == (data.manifest.fingerprint, other.manifest.fingerprint)
+    with pytest.raises(DatasetError, match=r"`encoder`: saved \{.*, now None"):
+        run_pretrain(other, out, quiet, *hardly, resume=True)
+    assert run_pretrain(other, out, quiet, *hardly, encoder=first, resume=True).is_complete
+    # The encoder of a tagger, whose body has learnt, will do as well.
+    run_finetune(data, tmp_path / "tagger", quiet, encoder=first)
+    run_pretrain(other, tmp_path / "from-tagger", quiet, *hardly, encoder=tmp_path / "tagger")
+
+
+def test_pretraining_goes_on_with_the_features_it_knows(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    encoder = AudioEncoder(EncoderConfig(n_mels=128, dim=8, latent_dim=8, n_layers=1, n_heads=2))
+    card = ModelCard(
+        kind="encoder", encoder=encoder.config, features=PRESETS["kaldi128"], crop_s=1.0,
+        trained_on=(), steps=1,
+    )  # fmt: skip
+    write_model(tmp_path / "model", encoder.state_dict(), card)
+    with pytest.raises(DatasetError, match="features differ"):
+        run_pretrain(data, tmp_path / "run", quiet, encoder=tmp_path / "model")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(

@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 train_app = typer.Typer()
 
 RecipeName = Annotated[str, Argument(help="A packaged recipe, or the path of a TOML file.")]
+Encoder = Annotated[
+    Path | None,
+    Option(
+        metavar="RUN",
+        parser=local_path,
+        help="A run of `melstream pretrain` or `finetune`, or a checkpoint of one; without it, "
+        "from scratch.",
+    ),
+]
 
 
 @train_app.command()
@@ -43,6 +52,7 @@ def pretrain(
     recipe: RecipeName,
     data: Mixture,
     out: Out,
+    encoder: Encoder = None,
     overrides: Overrides = None,
     device: Device = "auto",
     resume: Resume = False,
@@ -51,6 +61,9 @@ def pretrain(
     """Pre-train an encoder on unlabelled log-mels.
 
     Example: `melstream pretrain demo-pretrain --data shards/train --out runs/pretrain`
+
+    On other audio, from where a run has come: `melstream pretrain demo-pretrain --data shards/birds
+    --encoder runs/pretrain --out runs/birds`
 
     A mixture from a bucket: `melstream pretrain pretrain-cf-s --data s3://bucket/audioset --data
     s3://bucket/fsd50k --set data.shares=[0.9,0.1] --set data.cache.folder=/scratch/cache …`
@@ -64,11 +77,19 @@ def pretrain(
     if print_config:
         print(config.model_dump_json(indent=1))
         return
+    _require_no_sizes(encoder, overrides)
     from .pretrain import pretrain as run
 
     with _world(device) as (world, console):
         result = run(
-            config, data, out, device=world.device, console=console, resume=resume, world=world
+            config,
+            data,
+            out,
+            device=world.device,
+            console=console,
+            encoder_path=encoder,
+            resume=resume,
+            world=world,
         )
         _finish_run(out, result, world)
 
@@ -78,15 +99,7 @@ def finetune(
     recipe: RecipeName,
     data: Data,
     out: Out,
-    encoder: Annotated[
-        Path | None,
-        Option(
-            metavar="RUN",
-            parser=local_path,
-            help="A run of `melstream pretrain` or `finetune`, or a checkpoint of one; without it, "
-            "from scratch.",
-        ),
-    ] = None,
+    encoder: Encoder = None,
     valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
     folds: Annotated[
         bool,
@@ -119,11 +132,7 @@ def finetune(
             f"`--set train.validate_every={every}` needs held-out data; give --valid, or leave it "
             "out"
         )
-    if encoder is not None and any(o.strip().startswith("model.") for o in overrides or ()):
-        raise ValueError(
-            "`--set model.…` is for a model from scratch, --encoder has sizes of its own; leave "
-            "one out (finetune.dropout and finetune.layer_drop change what can be changed)"
-        )
+    _require_no_sizes(encoder, overrides)
     from .finetune import finetune as run
     from .folds import finetune_folds
 
@@ -139,6 +148,19 @@ def finetune(
             _finish_folds(out, finetune_folds(config, place, out, **how), world)
         else:
             _finish_run(out, run(config, place, out, valid=valid, **how), world)
+
+
+def _require_no_sizes(encoder: Path | None, overrides: list[str] | None) -> None:
+    """Refuse to change the sizes of an encoder that is given.
+
+    Raises:
+        ValueError: an override of ``[model]`` beside an encoder.
+    """
+    if encoder is not None and any(o.strip().startswith("model.") for o in overrides or ()):
+        raise ValueError(
+            "`--set model.…` is for a model from scratch, --encoder has sizes of its own; leave "
+            "one out (of fine-tuning, finetune.dropout and finetune.layer_drop can be changed)"
+        )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..pipeline.loader import LoaderConfig
 from ..pipeline.masks import count_masked
 from ..shards.dataset import Dataset
 from .distributed import World
-from .model_folder import ModelCard
+from .model_folder import ModelCard, load_encoder, require_features, weights_digest
 from .recipe import PretrainRecipe
 from .text_tables import many
 from .train_step import Learner
@@ -41,6 +41,7 @@ def pretrain(
     *,
     device: torch.device,
     console: Console,
+    encoder_path: Path | None = None,
     resume: bool = False,
     world: World | None = None,
 ) -> Result:
@@ -52,6 +53,8 @@ def pretrain(
         out: folder of the run; ``out/model`` holds the encoder at the end.
         device: where to train.
         console: where progress is shown.
+        encoder_path: run, model or checkpoint folder, whose encoder and mask embedding learn on, as
+            on audio of another kind; None: fresh weights.
         resume: go on from the last checkpoint in ``out``.
         world: this process among those of the run; None: it is the only one.
 
@@ -63,21 +66,25 @@ def pretrain(
     require_wandb(recipe.train.wandb_project)
     datasets = open_data(data, recipe.data)
     features = datasets[0].manifest.features
-    encoder_config = recipe.model.encoder_config(features.n_mels)
+    encoder, history = _encoder(recipe, datasets, encoder_path)
+    start = None if encoder_path is None else weights_digest(encoder)
     order, crops, loader = training_batches(
         datasets,
         recipe,
-        stride=encoder_config.stride,
-        min_frames=MIN_MASKED_STEPS * encoder_config.stride,
+        stride=encoder.config.stride,
+        min_frames=MIN_MASKED_STEPS * encoder.config.stride,
         mask=recipe.mask,
         world=world,
         console=console,
     )
     _tell_of_short_clips(datasets, recipe, crops, console)
-    statistics = band_statistics(datasets, order.shares)
-    model = _build(recipe, encoder_config, statistics).to(world.device)
+    if start is None:
+        encoder.normalizer.set_statistics(*band_statistics(datasets, order.shares))
+    model = _with_objective(recipe, encoder).to(world.device)
     learner = _learner(recipe, model, crops, world)
     config = run_config(recipe.model_dump(mode="json"), order, features)
+    if start is not None:
+        config |= {"encoder": {"start": start, **encoder.config.model_dump()}}
     trainer = Trainer(
         learner,
         order,
@@ -85,7 +92,7 @@ def pretrain(
         recipe=recipe,
         folder=out,
         config=config,
-        card=_card(recipe, encoder_config, datasets),
+        card=_card(recipe, encoder.config, datasets, history),
         console=console,
         world=world,
     )
@@ -116,15 +123,27 @@ def _tell_of_short_clips(
         )
 
 
-def _build(
-    recipe: PretrainRecipe, config: EncoderConfig, statistics: tuple[Tensor, Tensor]
-) -> PretrainingModel:
-    """Build encoder and objective with fresh weights, the same on every process."""
+def _encoder(
+    recipe: PretrainRecipe, datasets: Sequence[Dataset], path: Path | None
+) -> tuple[AudioEncoder, tuple[str, ...]]:
+    """Return the encoder, the same on every process, and the data sets it has learnt from."""
     torch.manual_seed(recipe.train.seed)
-    saves_memory = recipe.train.checkpoints_activations
-    encoder = AudioEncoder(config.model_copy(update={"checkpoints_activations": saves_memory}))
-    encoder.normalizer.set_statistics(*statistics)
-    objective = build_objective(recipe.objective.name, recipe.objective.options, config)
+    changes = {"checkpoints_activations": recipe.train.checkpoints_activations}
+    if path is None:
+        config = recipe.model.encoder_config(datasets[0].manifest.features.n_mels)
+        return AudioEncoder(config.model_copy(update=changes)), ()
+    encoder, card = load_encoder(path, changes)
+    for dataset in datasets:
+        require_features(card, dataset.manifest, dataset.url)
+    return encoder, card.trained_on
+
+
+def _with_objective(recipe: PretrainRecipe, encoder: AudioEncoder) -> PretrainingModel:
+    """Put a fresh objective beside the encoder; it goes on with the mask embedding, if any."""
+    objective = build_objective(recipe.objective.name, recipe.objective.options, encoder.config)
+    embedding = getattr(objective, "mask_embedding", None)
+    if embedding is not None and encoder.mask_embedding.any():
+        embedding.data.copy_(encoder.mask_embedding)
     return PretrainingModel(encoder, objective)
 
 
@@ -151,13 +170,18 @@ def _learner(
     )
 
 
-def _card(recipe: PretrainRecipe, encoder: EncoderConfig, datasets: Sequence[Dataset]) -> ModelCard:
+def _card(
+    recipe: PretrainRecipe,
+    encoder: EncoderConfig,
+    datasets: Sequence[Dataset],
+    history: tuple[str, ...],
+) -> ModelCard:
     return ModelCard(
         kind="encoder",
-        encoder=encoder,
+        encoder=encoder.model_copy(update={"checkpoints_activations": False}),
         features=datasets[0].manifest.features,
         crop_s=recipe.data.crop_s,
-        trained_on=tuple(dataset.manifest.fingerprint for dataset in datasets),
+        trained_on=(*history, *(dataset.manifest.fingerprint for dataset in datasets)),
         steps=0,
     )
 
