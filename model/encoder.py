@@ -264,9 +264,10 @@ class FeatureEncoder(nn.Module):
         self, logmel: Float[Tensor, "B T n_mels"]
     ) -> Float[Tensor, "B S latent_dim"]:
         """Give the latents before their layer norm; frames that fill no step are left out."""
-        n_whole = logmel.shape[1] // self.stride * self.stride
-        stacked = logmel[:, :n_whole].unflatten(1, (-1, self.stride)).flatten(2)
-        return self.projection(stacked)  # (B, S, stride * n_mels) -> (B, S, latent_dim)
+        n_samples, n_frames, n_mels = logmel.shape
+        shape = n_samples, n_frames // self.stride, self.stride * n_mels
+        stacked = logmel[:, : shape[1] * self.stride].reshape(shape)
+        return self.projection(stacked)  # -> (B, S, latent_dim)
 
 
 class ContextEncoder(nn.Module):

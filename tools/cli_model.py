@@ -1,4 +1,4 @@
-"""``melstream evaluate`` and ``embed``: what a trained model makes of audio."""
+"""``melstream evaluate``, ``embed`` and ``export``: what is done with a trained model."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from .cli_options import (
     Data,
     Device,
     Json,
+    Out,
     choose_device,
     err_console,
     local_file,
@@ -105,3 +106,34 @@ def embed(
     out_console.print(f"{many(report.n_clips, 'clip')}: {out}", highlight=False)
     if report.rejects:
         raise typer.Exit(1)
+
+
+@model_app.command()
+def export(
+    model: Annotated[
+        Path,
+        Argument(
+            metavar="RUN",
+            parser=local_path,
+            help="A run of `melstream pretrain` or `finetune`, or a checkpoint of one.",
+        ),
+    ],
+    out: Out,
+    onnx: Annotated[
+        bool, Option("--onnx", help="Write model.onnx, too: waveform in, answer out.")
+    ] = False,
+    torch_export: Annotated[
+        bool, Option("--torch-export", help="Write model.pt2, too, for `torch.export.load`.")
+    ] = False,
+) -> None:
+    """Write a trained model with its card to a folder of its own, to publish or to serve.
+
+    The folder is what `melstream.model.load` reads, and what the Hugging Face Hub takes.
+
+    Example: `melstream export runs/tagger --out dog-tagger --onnx`
+    """
+    from .export import export as run
+
+    run(model, out, onnx=onnx, program=torch_export)
+    for path in sorted(out.iterdir()):
+        out_console.print(f"{path.stat().st_size:>13,} B  {path}", highlight=False, soft_wrap=True)

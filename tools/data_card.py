@@ -52,7 +52,7 @@ def card(
     """
     parts = [
         _header(manifest),
-        f"# {_plain(name)}",
+        f"# {plain(name)}",
         _summary(manifest, origin),
         _use(manifest, fields),
     ]
@@ -96,8 +96,8 @@ def _size_category(n_samples: int) -> str:
 
 def _summary(manifest: Manifest, origin: str | None) -> str:
     features = manifest.features
-    corpus = _plain(manifest.build.corpus)
-    made = _plain(origin) if origin else f"Built from the corpus {corpus}."
+    corpus = plain(manifest.build.corpus)
+    made = plain(origin) if origin else f"Built from the corpus {corpus}."
     return (
         f"{manifest.n_samples:,} clips, {hours(manifest.duration_s)} of audio, as log-mels: "
         f"{features.n_mels} bands from {features.fmin:g} to {features.fmax:g} Hz every "
@@ -131,7 +131,7 @@ def _use(manifest: Manifest, fields: Sequence[str]) -> str:
 
 
 def _classes(manifest: Manifest) -> str:
-    names = [_plain(name) for name in manifest.label_names[:MAX_CLASSES]]
+    names = [plain(name) for name in manifest.label_names[:MAX_CLASSES]]
     more = len(manifest.label_names) - len(names)
     rest = f" and {more} more, in `dataset.json`" if more else ""
     return f"{len(manifest.label_names)} classes: {', '.join(names)}{rest}."
@@ -144,10 +144,10 @@ def _left_out(manifest: Manifest) -> str:
     return f"Not in the set: {counts}; `rejects.jsonl` names each."
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keep a name from being read as Markdown or HTML.
 
-    >>> _plain("<b>*dog*</b>")
+    >>> plain("<b>*dog*</b>")
     '\\\\<b\\\\>\\\\*dog\\\\*\\\\</b\\\\>'
     """
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>#|!" else char for char in text)

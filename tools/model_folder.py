@@ -49,46 +49,12 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_encoder(
-    path: Path, changes: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[AudioEncoder, ModelCard]:
-    """Load a trained encoder from the folder of a run, a model or a checkpoint.
-
-    Args:
-        path: the folder; of a tagger its encoder is taken.
-        changes: fields of ``EncoderConfig`` that hold no weight, such as ``dropout``.
+def read_model(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
+    """Read weights and card from the folder of a run, a model or a checkpoint.
 
     Raises:
         DatasetError: there is no model.
     """
-    state, card = _read(path)
-    encoder = AudioEncoder(card.encoder.model_copy(update=dict(changes)))
-    encoder.load_state_dict(state if card.kind == "encoder" else _below(ENCODER, state))
-    return encoder, card
-
-
-def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
-    """Load a fine-tuned tagger from the folder of a run, a model or a checkpoint.
-
-    Raises:
-        DatasetError: there is no model, or it is not a tagger.
-    """
-    state, card = _read(path)
-    if card.kind != "tagger" or card.tagger is None:
-        raise DatasetError(
-            f"{path} must hold a tagger, found an {card.kind}; give a run of 'melstream finetune'"
-        )
-    tagger = Tagger(AudioEncoder(card.encoder), card.tagger, len(card.label_names))
-    tagger.load_state_dict(state)
-    return tagger, card
-
-
-def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
-    """Refuse a data set whose log-mels are not those the model knows."""
-    card.features.require_same(manifest.features, where)
-
-
-def _read(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
     folder = path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
     if (path / CHECKPOINTS_NAME).is_dir() and folder == path:
         last = latest_checkpoint(path / CHECKPOINTS_NAME)
@@ -106,6 +72,45 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
         return model_part(checkpoint.weights, card), card
     saved = load_model_file(folder)
     return saved.model_state, _card(saved.card, folder)
+
+
+def load_encoder(
+    path: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[AudioEncoder, ModelCard]:
+    """Load a trained encoder from the folder of a run, a model or a checkpoint.
+
+    Args:
+        path: the folder; of a tagger its encoder is taken.
+        changes: fields of ``EncoderConfig`` that hold no weight, such as ``dropout``.
+
+    Raises:
+        DatasetError: there is no model.
+    """
+    state, card = read_model(path)
+    encoder = AudioEncoder(card.encoder.model_copy(update=dict(changes)))
+    encoder.load_state_dict(state if card.kind == "encoder" else _below(ENCODER, state))
+    return encoder, card
+
+
+def load_tagger(path: Path) -> tuple[Tagger, ModelCard]:
+    """Load a fine-tuned tagger from the folder of a run, a model or a checkpoint.
+
+    Raises:
+        DatasetError: there is no model, or it is not a tagger.
+    """
+    state, card = read_model(path)
+    if card.kind != "tagger" or card.tagger is None:
+        raise DatasetError(
+            f"{path} must hold a tagger, found an {card.kind}; give a run of 'melstream finetune'"
+        )
+    tagger = Tagger(AudioEncoder(card.encoder), card.tagger, len(card.label_names))
+    tagger.load_state_dict(state)
+    return tagger, card
+
+
+def require_features(card: ModelCard, manifest: Manifest, where: str) -> None:
+    """Refuse a data set whose log-mels are not those the model knows."""
+    card.features.require_same(manifest.features, where)
 
 
 def _card(content: dict[str, Any], folder: Path) -> ModelCard:

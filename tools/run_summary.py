@@ -152,7 +152,7 @@ def read_run(folder: Path) -> RunSummary:
         headline=metric if metric in curves else None,
         is_complete=(folder / MODEL_NAME).is_dir(),
         checkpoints=_checkpoint_steps(folder / CHECKPOINTS_NAME),
-        evaluations=tuple(_read_evaluations(folder)),
+        evaluations=tuple(read_evaluations(folder)),
     )
 
 
@@ -339,7 +339,12 @@ def _checkpoint_steps(folder: Path) -> tuple[int, ...]:
     return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
 
-def _read_evaluations(folder: Path) -> Iterator[Evaluation]:
+def read_evaluations(folder: Path) -> Iterator[Evaluation]:
+    """Read the evaluations that lie in the folder of a run, by name.
+
+    Raises:
+        DatasetError: a file of that name is none.
+    """
     for path in sorted(folder.glob(EVALUATIONS_GLOB)):
         try:
             yield Evaluation.model_validate({**_read_json(path), "name": path.name})
