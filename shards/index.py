@@ -7,6 +7,7 @@ since Zarr 3 specifies no fixed-width string type.
 """
 
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from .storage import Storage
 INDEX_NAME = "index.zarr"
 COUNTS_NAME = "logmel_counts"  # beside the columns: frames by mel band and code, of all rows
 CHUNK_ROWS = 65_536
+HAS_ZEROS = "has_zeros"  # attribute of an index that stores columns of zeros, too
 
 COLUMNS: dict[str, npt.DTypeLike] = {
     "key": np.uint8,  # (n, longest key), zero padded ASCII
@@ -107,7 +109,7 @@ class Index:
 
     def __init__(
         self,
-        source: Mapping[str, npt.NDArray[Any] | zarr.Array],
+        source: "Mapping[str, npt.NDArray[Any] | zarr.Array | _WholeColumn]",
         *,
         n_classes: int | None = None,
     ) -> None:
@@ -218,7 +220,8 @@ def write_index(
         ``hash_files`` of what was written.
     """
     held: dict[str, Buffer] = {}
-    group = zarr.create_group(store=MemoryStore(held), attributes={"n_samples": len(index)})
+    attributes = {"n_samples": len(index), HAS_ZEROS: True}
+    group = zarr.create_group(store=MemoryStore(held), attributes=attributes)
     for column, dtype in COLUMNS.items():
         _write_column(group, column, index.column(column).astype(dtype, copy=False))
     if counts is not None:
@@ -267,7 +270,31 @@ def read_index(
         fault = _fault(column, array, n_samples, n_classes)
         if fault:
             raise DatasetError(f"{place}: column `{column}` must have {fault}; {remedy}")
-    return Index(arrays, n_classes=n_classes)
+    if not group.attrs.get(HAS_ZEROS):  # an older one leaves columns of zeros out
+        return Index(arrays, n_classes=n_classes)
+    columns = {column: _WholeColumn(array, storage, name) for column, array in arrays.items()}
+    return Index(columns, n_classes=n_classes)
+
+
+class _WholeColumn:
+    """A column whose file must be there: Zarr reads a file that is lost as zeros.
+
+    Args:
+        array: of the column.
+        storage: where the data set lies.
+        name: of its index.
+    """
+
+    def __init__(self, array: zarr.Array, storage: Storage, name: str) -> None:
+        self._array, self._storage = array, storage
+        self._file = f"{name}/{array.path}/c" + "/0" * array.ndim
+        self.store_path = array.store_path
+
+    def __getitem__(self, place: EllipsisType) -> npt.NDArray[Any]:
+        values = np.asarray(self._array[place])
+        if values.size and not values.any() and self._storage.size(self._file) is None:
+            raise ValueError(f"{self._storage.url_of(self._file)} is missing")
+        return values
 
 
 def read_counts(
@@ -296,8 +323,8 @@ def read_counts(
             return None
         if not isinstance(array, zarr.Array) or array.dtype != np.int64:
             raise ValueError("not an array of int64")  # before memory is taken for it
-        if array.shape != (n_mels, LEVELS):
-            raise ValueError(f"not an array of shape ({n_mels}, {LEVELS})")
+        if array.shape != (n_mels, LEVELS) or array.chunks != array.shape:
+            raise ValueError(f"not an array of shape ({n_mels}, {LEVELS}) in one chunk")
         counts = np.asarray(array[...])
     except (ValueError, RuntimeError, TypeError, KeyError) as error:  # whatever a codec raises
         raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
@@ -315,12 +342,24 @@ def _fault(column: str, array: zarr.Array, n_samples: int, n_classes: int) -> st
         return f"{1 + (column == 'key')} axes, found {array.ndim}"
     if column == "label_ids":
         most = n_samples * n_classes
-        return None if rows <= most else f"at most {most} values, found {rows}"
-    expected = n_samples + (column == "label_indptr")
-    if rows != expected:
+        if rows > most:
+            return f"at most {most} values, found {rows}"
+    elif rows != (expected := n_samples + (column == "label_indptr")):
         return f"{expected} rows, found {rows}"
     if column == "key" and array.shape[1] > MAX_KEY_BYTES:
         return f"at most {MAX_KEY_BYTES} bytes a key, found {array.shape[1]}"
+    return _chunk_fault(array)
+
+
+def _chunk_fault(array: zarr.Array) -> str | None:
+    """Say what is wrong with a column's chunks, each of which is read into memory as a whole."""
+    n_chunks = max(1, -(-array.shape[0] // CHUNK_ROWS))
+    allowed = CHUNK_ROWS, n_chunks * CHUNK_ROWS
+    found = array.chunks[0], (array.shards or array.chunks)[0]
+    if any(n > most for n, most in zip(found, allowed, strict=True)):
+        return f"chunks of at most {allowed[0]} rows in shards of {allowed[1]}, found {found}"
+    if array.chunks[1:] != array.shape[1:]:
+        return f"chunks as wide as itself, found {array.chunks[1:]}"
     return None
 
 
@@ -335,6 +374,7 @@ def _write_column(
         dtype=data.dtype,
         chunks=(chunk_rows, *data.shape[1:]),
         shards=(chunk_rows * n_chunks, *data.shape[1:]),
-        compressors=ZstdCodec(level=3),
+        compressors=ZstdCodec(level=3, checksum=True),
+        config={"write_empty_chunks": True},
     )
     array[...] = data

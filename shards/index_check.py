@@ -94,4 +94,4 @@ def _are_legal(index: Index) -> bool:
     """Check all keys at once: one text, a key a line."""
     text = b"\n".join(index.sample_keys().tolist())
     pattern = f"(?:{KEY_PATTERN.pattern}\n)*{KEY_PATTERN.pattern}".encode()
-    return re.fullmatch(pattern, text) is not None
+    return text.count(b"\n") == len(index) - 1 and re.fullmatch(pattern, text) is not None

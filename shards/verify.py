@@ -103,9 +103,10 @@ def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> No
 
 def _check_bytes(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:
     entry = dataset.manifest.shards[shard]
-    data = dataset.shard_bytes(shard)  # compares the size
     if not full:
+        dataset.check_size(shard)
         return
+    data = dataset.shard_bytes(shard)
     for row in rows:
         for member in members(dataset, row):
             dataset.read_member(row, member)

@@ -9,6 +9,7 @@ from object_store import Bucket
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import ShardError
 from melstream.shards.remote_storage import RemoteStorage
+from melstream.shards.verify import find_problems
 from melstream.tools.clips import check_samples
 from melstream.tools.inspect import inspect_dataset
 from melstream.tools.selection import Selection
@@ -45,6 +46,7 @@ def test_only_what_is_asked_for_is_read(
     reads.clear()
     found = inspect_dataset(dataset)
     assert found.bands == inspect_dataset(built("eval")).bands
+    assert set(find_problems(dataset, full=False)) == {None}
     assert not [name for name, _ in reads if name.endswith(".tar")]
     assert check_samples(dataset, 4).problems == ()
     sizes = [size for name, size in reads if name.endswith(".tar")]
