@@ -4,17 +4,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
+from zlib import crc32
 
 import numpy as np
 import pytest
 from conftest import make_sample, write_dataset
 
 from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.keys import window_key
+from melstream.shards.manifest import write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
 from melstream.tools.compare import compare, inspect_against
-from melstream.tools.inspect_leaks import _hashed
+from melstream.tools.inspect_leaks import _hashed, is_shared
 from melstream.tools.inspection import Comparison, Drift
+from melstream.tools.merge import merge
 from melstream.tools.selection import Selection
 from melstream.tools.subset import subset
 
@@ -119,6 +123,61 @@ def test_shared_keys_and_audio_are_warnings(tmp_path: Path) -> None:
     assert mended.manifest.n_samples == 40 - 3  # clip 7 stands there twice, under other keys
     again = inspect_against(open_dataset(mended.url), held_out)
     assert not [warning for warning in again.warnings if warning.code.startswith("leak")]
+
+
+def named(
+    path: Path, keys: list[str], *, window_s: float | None, corpus: str = "folder"
+) -> Dataset:
+    """Write a set of samples whose audio nobody shares; windows start where their key says."""
+    samples = []
+    for key in keys:
+        sample = make_sample(len(samples))
+        place = float(key.rpartition("-")[2]) / 1_000 if window_s else np.nan
+        told = {"audio_hash": f"{crc32(f'{path.name}/{key}'.encode()):016x}", "start_s": place}
+        samples.append(replace(sample, key=key, info=sample.info.model_copy(update=told)))
+    dataset = write_dataset(path, [samples])
+    build = dataset.manifest.build.model_copy(update={"window_s": window_s, "corpus": corpus})
+    write_manifest(dataset.storage, dataset.manifest.model_copy(update={"build": build}))
+    return open_dataset(path)
+
+
+def recordings_shared(one: Dataset, other: Dataset) -> int:
+    found = {leak.kind: leak.n_samples for leak in compare(one, other).leaks}
+    assert "key" not in found
+    assert "audio" not in found
+    return found.get("recording", 0)
+
+
+def test_windows_are_of_their_recording_also_beside_whole_clips(tmp_path: Path) -> None:
+    long = "r" * 85  # stands shortened in the keys of its windows
+    keys = [window_key(name, 1_000 * second) for name in ("a", long) for second in (0, 10, 20)]
+    windows = named(tmp_path / "windows", [*keys, "b-00000000"], window_s=10.0)
+    whole = named(tmp_path / "whole", ["a", long, "c"], window_s=None)
+    assert recordings_shared(windows, whole) == 6
+    assert recordings_shared(whole, windows) == 2
+    assert is_shared(whole, windows).tolist() == [True, True, False]
+    others = named(tmp_path / "others", ["c-00000000", "d-00010000"], window_s=5.0)
+    merge([windows, others], open_storage(tmp_path / "joined"), lambda *_: None)
+    joined = open_dataset(tmp_path / "joined")
+    assert joined.manifest.build.window_s is None
+    assert recordings_shared(joined, whole) == 7
+    again = named(tmp_path / "again", ["song-20190101", "song-20190102"], window_s=None)
+    merge([again, others], open_storage(tmp_path / "merged"), lambda *_: None)
+    merged = open_dataset(tmp_path / "merged")
+    assert recordings_shared(merged, named(tmp_path / "song", ["song"], window_s=None)) == 0
+
+
+@pytest.mark.parametrize("window_s", [None, 5.0])
+def test_clips_of_one_video_are_a_leak_between_corpora(
+    tmp_path: Path, window_s: float | None
+) -> None:
+    ids = [f"-AAAAAAAA_{number}" for number in range(3)]
+    ending = "" if window_s is None else "-00000000"
+    audioset = named(tmp_path / "a", ids, window_s=None, corpus="audioset")
+    names = [f"{ytid}_000030{ending}" for ytid in ids[1:]]
+    vggsound = named(tmp_path / "v", names, window_s=window_s, corpus="subset of vggsound")
+    assert recordings_shared(vggsound, audioset) == 2
+    assert recordings_shared(audioset, vggsound) == 2
 
 
 def test_other_features_are_told_and_bands_left_out(

@@ -1,5 +1,6 @@
 """Samples that stand on both sides of a line: between the splits of a set, or between two sets."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -8,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset
-from ..shards.keys import stem_of_window
+from ..shards.keys import MAX_KEY_BYTES, WINDOW_SUFFIX_BYTES, stem_of_window, window_stem
 from .corpora.youtube import YTID_LENGTH
 from .inspection import Leak
 
+MERGED = "merge of "  # starts the corpus of a merge, perhaps of a subset of one
+MAX_STEM_BYTES = MAX_KEY_BYTES - WINDOW_SUFFIX_BYTES
+WINDOW_PLACE = re.compile(rb"-(\d{8,10})$")
 VIDEO_CORPORA = ("audioset", "vggsound")  # several clips of theirs can be of one video
 MAX_EXAMPLES = 5
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, odd
@@ -41,11 +45,12 @@ def split_leaks(dataset: Dataset) -> tuple[Leak, ...]:
     sides = [side for side in sides if len(side.rows)]
     if len(sides) < 2:
         return ()
-    kinds = {"audio": dataset.index.audio_hash, "recording": _recordings(dataset)}
+    kinds = {"audio": dataset.index.audio_hash}
+    if _shares_recordings(dataset):
+        kinds["recording"] = _recordings(dataset)
     return tuple(
         leak
         for kind, ids in kinds.items()
-        if ids is not None
         for pair in combinations(sides, 2)
         for leak in _shared(kind, _by_size(pair), [ids, ids])
     )
@@ -69,15 +74,11 @@ def is_shared(one: Dataset, other: Dataset) -> npt.NDArray[np.bool_]:
 
 def _kinds_of_ids(one: Dataset, other: Dataset) -> Iterator[tuple[str, Ids, Ids]]:
     """Yield what two samples may share, and the ids of it in both data sets."""
-    kinds = {
-        "key": lambda found: _hashed(found.index.sample_keys()),
-        "audio": lambda found: found.index.audio_hash,
-        "recording": _recordings,
-    }
-    for kind, ids_of in kinds.items():
-        of_one, of_other = ids_of(one), ids_of(other)
-        if of_one is not None and of_other is not None:
-            yield kind, of_one, of_other
+    keys, other_keys = one.index.sample_keys(), other.index.sample_keys()
+    yield "key", _hashed(keys), _hashed(other_keys)
+    yield "audio", one.index.audio_hash, other.index.audio_hash
+    if _shares_recordings(one) or _shares_recordings(other):  # else those are the keys again
+        yield "recording", _recordings(one), _recordings(other)
 
 
 def _by_size(pair: Sequence[_Side]) -> list[_Side]:
@@ -85,11 +86,9 @@ def _by_size(pair: Sequence[_Side]) -> list[_Side]:
     return sorted(pair, key=lambda side: len(side.rows))
 
 
-def _shared(kind: str, sides: Sequence[_Side], ids: Sequence[Ids | None]) -> Iterator[Leak]:
+def _shared(kind: str, sides: Sequence[_Side], ids: Sequence[Ids]) -> Iterator[Leak]:
     """Yield what two sides share, if anything; id 0 stands for unknown."""
     one, other = sides
-    assert ids[0] is not None
-    assert ids[1] is not None
     of_one, of_other = ids[0][one.rows], np.sort(ids[1][other.rows])
     places = np.minimum(np.searchsorted(of_other, of_one), len(of_other) - 1)
     rows = one.rows[(of_other[places] == of_one) & (of_one > 0)]
@@ -100,16 +99,47 @@ def _shared(kind: str, sides: Sequence[_Side], ids: Sequence[Ids | None]) -> Ite
         )
 
 
-def _recordings(dataset: Dataset) -> Ids | None:
-    """Return the recording that each sample was cut from; None where each has its own."""
-    build = dataset.manifest.build
+def _shares_recordings(dataset: Dataset) -> bool:
+    """Say whether several samples can be of one recording."""
+    return bool(_is_window(dataset).any()) or _is_of_videos(dataset.manifest.build.corpus)
+
+
+def _recordings(dataset: Dataset) -> Ids:
+    """Return the recording that each sample is of: by its key, less the place of a window."""
     keys = dataset.index.sample_keys()
-    if build.window_s is not None:
-        stems = [stem_of_window(key.decode("ascii")) for key in keys.tolist()]
-        return _hashed(np.array(stems, "S"))
-    if build.corpus.rpartition("subset of ")[2] in VIDEO_CORPORA:
-        return _hashed(keys.astype(f"S{YTID_LENGTH}"))
-    return None
+    names = keys.astype(f"S{MAX_KEY_BYTES}")
+    is_window = _is_window(dataset)
+    # The key of a clip stands in those of its windows, shortened where it is long.
+    for row in np.flatnonzero(is_window | (np.strings.str_len(keys) > MAX_STEM_BYTES)).tolist():
+        key = keys[row].decode("ascii")
+        names[row] = (stem_of_window(key) if is_window[row] else window_stem(key)).encode()
+    if _is_of_videos(dataset.manifest.build.corpus):
+        names = names.astype(f"S{YTID_LENGTH}")
+    return _hashed(names)
+
+
+def _is_window(dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Mark the samples that are windows of a longer clip; shape (n,).
+
+    A merge of sets with unlike windows does not know it: there a key tells, if the place that it
+    names is not behind the start of the sample in its recording.
+    """
+    build, index = dataset.manifest.build, dataset.index
+    if build.window_s is not None or MERGED not in build.corpus:
+        return np.full(len(dataset), build.window_s is not None)
+    places = [WINDOW_PLACE.search(key) for key in index.sample_keys().tolist()]
+    start_ms = np.array([np.nan if place is None else float(place[1]) for place in places])
+    return start_ms <= 1_000 * index.start_s + 1
+
+
+def _is_of_videos(corpus: str) -> bool:
+    """Say whether keys start with a video's id; also of subsets and merges of such sets.
+
+    >>> _is_of_videos("subset of merge of audioset, vggsound"), _is_of_videos("merge of folder")
+    (True, False)
+    """
+    names = corpus.replace("subset of ", "").replace(MERGED, "").split(", ")
+    return all(name in VIDEO_CORPORA for name in names)
 
 
 def _hashed(names: npt.NDArray[np.bytes_]) -> Ids:
