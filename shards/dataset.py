@@ -74,6 +74,7 @@ class Dataset:
             self.storage,
             n_samples=manifest.n_samples,
             n_classes=len(manifest.label_names),
+            index_hash=manifest.index_hash,
             name=manifest.index_name,
         )
 
@@ -174,7 +175,8 @@ class Dataset:
         Raises:
             ShardError: the shard is missing, short or altered, or was made elsewhere.
         """
-        payload = self.read_member(row, "json", check=check)
+        _, size = self.member_span(row, "json")
+        payload = self.read_member(row, "json", check=check) if size else b""
         try:
             return SampleInfo.model_validate_json(payload)
         except ValidationError as error:

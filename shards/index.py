@@ -7,7 +7,7 @@ since Zarr 3 specifies no fixed-width string type.
 """
 
 from collections.abc import Mapping, Sequence
-from types import EllipsisType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,11 @@ from .storage import Storage
 INDEX_NAME = "index.zarr"
 COUNTS_NAME = "logmel_counts"  # beside the columns: frames by mel band and code, of all rows
 CHUNK_ROWS = 65_536
-HAS_ZEROS = "has_zeros"  # attribute of an index that stores columns of zeros, too
+HASHES = "column_hashes"  # attributes of the group
+INDEX_HASH = "index_hash"
+
+CODEC_ERRORS = (ValueError, RuntimeError, TypeError, KeyError, ArithmeticError)
+"""What Zarr and its codecs raise of metadata or chunks that are damaged."""
 
 COLUMNS: dict[str, npt.DTypeLike] = {
     "key": np.uint8,  # (n, longest key), zero padded ASCII
@@ -74,6 +78,8 @@ class Index:
     Args:
         source: from column name to array, in memory or in Zarr.
         n_classes: how many labels the manifest names; None: there is no manifest.
+        hashes: of columns in Zarr, which reads an object that is lost as zeros; indexes of older
+            versions have none.
 
     Shape:
         Every column is (n_samples,) of the dtype in ``COLUMNS``, but ``key``
@@ -109,11 +115,13 @@ class Index:
 
     def __init__(
         self,
-        source: "Mapping[str, npt.NDArray[Any] | zarr.Array | _WholeColumn]",
+        source: Mapping[str, npt.NDArray[Any] | zarr.Array],
         *,
         n_classes: int | None = None,
+        hashes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.n_classes = n_classes
+        self._hashes = hashes
         self._source = source
         self._read: dict[str, npt.NDArray[Any]] = {}
 
@@ -122,12 +130,15 @@ class Index:
         if name not in self._read:
             source: Any = self._source[name]
             try:
-                self._read[name] = np.asarray(source[...])
-            except (ValueError, RuntimeError, TypeError) as error:  # whatever a codec raises
+                values = np.asarray(source[...])
+                if name in self._hashes and _hash_column(values, name) != self._hashes[name]:
+                    raise ValueError("its hash differs")
+            except CODEC_ERRORS as error:
                 raise DatasetError(
                     f"column `{name}` of the index is damaged ({error}) in {source.store_path}; "
                     "copy the index again, or build the data set again"
                 ) from error
+            self._read[name] = values
         return self._read[name]
 
     @property
@@ -190,6 +201,14 @@ def hash_index(index: Index) -> str:
     return digest.hexdigest()
 
 
+def _hash_column(values: npt.NDArray[Any], name: str) -> str:
+    """Hash shape and values of one column; 16 hex digits of xxh3_64."""
+    column = np.ascontiguousarray(values, COLUMNS[name])
+    digest = xxhash.xxh3_64(f"{column.shape}".encode())
+    digest.update(column.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
 def hash_files(files: Mapping[str, bytes]) -> str:
     """Hash names and bytes of the files of an index; 32 hex digits of xxh3_128."""
     digest = xxhash.xxh3_128()
@@ -220,7 +239,8 @@ def write_index(
         ``hash_files`` of what was written.
     """
     held: dict[str, Buffer] = {}
-    attributes = {"n_samples": len(index), HAS_ZEROS: True}
+    hashes = {column: _hash_column(index.column(column), column) for column in COLUMNS}
+    attributes = {"n_samples": len(index), INDEX_HASH: hash_index(index), HASHES: hashes}
     group = zarr.create_group(store=MemoryStore(held), attributes=attributes)
     for column, dtype in COLUMNS.items():
         _write_column(group, column, index.column(column).astype(dtype, copy=False))
@@ -239,29 +259,36 @@ def read_index_files(storage: Storage, name: str) -> dict[str, bytes]:
 
 
 def read_index(
-    storage: Storage, *, n_samples: int, n_classes: int, name: str = INDEX_NAME
+    storage: Storage, *, n_samples: int, n_classes: int, index_hash: str, name: str = INDEX_NAME
 ) -> Index:
     """Open ``index.zarr``; columns are read when they are used.
 
     Args:
         storage: where the data set lies.
-        n_samples, n_classes: what the manifest says.
+        n_samples, n_classes, index_hash: what the manifest says.
         name: of the index in it.
 
     Raises:
-        DatasetError: it is missing, lacks a column, or a column is not of the size and type it
-            must be.
+        DatasetError: it is missing, of another manifest, lacks a column, or a column is not of the
+            size and type it must be.
     """
     place = f"{storage.url}/{name}"
     remedy = f"build the data set again, or remove {storage.url}"
     try:
         group = zarr.open_group(store=storage.zarr_store(name, read_only=True), mode="r")
         found = {column: group.get(column) for column in COLUMNS}
+        found_hash = group.attrs.get(INDEX_HASH, index_hash)  # older versions wrote none
+        hashes = dict(group.attrs.get(HASHES, {}))
     except FileNotFoundError as error:
         message = f"{storage.url} has a manifest but no `{name}`; {remedy}"
         raise DatasetError(message) from error
-    except (ValueError, TypeError, KeyError) as error:  # JSON that is damaged
+    except CODEC_ERRORS as error:
         raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
+    if found_hash != index_hash:
+        raise DatasetError(
+            f"{place} is not the index that the manifest was written with; copy both again, or "
+            "build the data set again"
+        )
     arrays = {column: a for column, a in found.items() if isinstance(a, zarr.Array)}
     missing = sorted(set(COLUMNS) - set(arrays))
     if missing:
@@ -270,31 +297,7 @@ def read_index(
         fault = _fault(column, array, n_samples, n_classes)
         if fault:
             raise DatasetError(f"{place}: column `{column}` must have {fault}; {remedy}")
-    if not group.attrs.get(HAS_ZEROS):  # an older one leaves columns of zeros out
-        return Index(arrays, n_classes=n_classes)
-    columns = {column: _WholeColumn(array, storage, name) for column, array in arrays.items()}
-    return Index(columns, n_classes=n_classes)
-
-
-class _WholeColumn:
-    """A column whose file must be there: Zarr reads a file that is lost as zeros.
-
-    Args:
-        array: of the column.
-        storage: where the data set lies.
-        name: of its index.
-    """
-
-    def __init__(self, array: zarr.Array, storage: Storage, name: str) -> None:
-        self._array, self._storage = array, storage
-        self._file = f"{name}/{array.path}/c" + "/0" * array.ndim
-        self.store_path = array.store_path
-
-    def __getitem__(self, place: EllipsisType) -> npt.NDArray[Any]:
-        values = np.asarray(self._array[place])
-        if values.size and not values.any() and self._storage.size(self._file) is None:
-            raise ValueError(f"{self._storage.url_of(self._file)} is missing")
-        return values
+    return Index(arrays, n_classes=n_classes, hashes=hashes)
 
 
 def read_counts(
@@ -326,7 +329,7 @@ def read_counts(
         if array.shape != (n_mels, LEVELS) or array.chunks != array.shape:
             raise ValueError(f"not an array of shape ({n_mels}, {LEVELS}) in one chunk")
         counts = np.asarray(array[...])
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:  # whatever a codec raises
+    except CODEC_ERRORS as error:
         raise DatasetError(f"{place} is damaged ({error}); {remedy}") from error
     if (counts < 0).any() or (counts.sum(1) != n_frames).any():
         raise DatasetError(f"{place} must count {n_frames} frames in each band; {remedy}")
@@ -374,7 +377,6 @@ def _write_column(
         dtype=data.dtype,
         chunks=(chunk_rows, *data.shape[1:]),
         shards=(chunk_rows * n_chunks, *data.shape[1:]),
-        compressors=ZstdCodec(level=3, checksum=True),
-        config={"write_empty_chunks": True},
+        compressors=ZstdCodec(level=3),
     )
     array[...] = data

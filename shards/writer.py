@@ -45,16 +45,20 @@ class SampleInfo(BaseModel):
     labels: tuple[str, ...] = Field(description="class names")
     source: str = Field(description="original name, relative to the corpus")
     start_s: float | None = Field(description="where the clip starts in its recording, in seconds")
-    duration_s: float = Field(description="duration of the decoded audio, in seconds")
-    sample_rate: int = Field(description="of the original file, in Hz")
-    n_channels: int = Field(description="of the original file")
+    duration_s: float = Field(ge=0, description="duration of the decoded audio, in seconds")
+    sample_rate: int = Field(ge=0, lt=2**31, description="of the original file, in Hz")
+    n_channels: int = Field(ge=0, lt=2**15, description="of the original file")
     peak: float = Field(description="largest absolute value of the waveform, full scale = 1")
     rms_dbfs: float = Field(description="root mean square of the waveform, in dB of full scale")
-    clipped_share: float = Field(description="share of the decoded samples at full scale")
-    silence_share: float = Field(description="share of blocks of 10 ms under -60 dBFS")
+    clipped_share: float = Field(
+        ge=0, le=1, description="share of the decoded samples at full scale"
+    )
+    silence_share: float = Field(ge=0, le=1, description="share of blocks of 10 ms under -60 dBFS")
     dc_offset: float = Field(description="mean of the waveform, full scale = 1")
     bandwidth_hz: float = Field(description="up to where there is sound, in Hz")
-    audio_hash: str = Field(description="hash of the decoded audio, 16 hex digits")
+    audio_hash: str = Field(
+        pattern="^[0-9a-f]{16}$", description="hash of the decoded audio, 16 hex digits"
+    )
     split: str | None = Field(default=None, description="the corpus's own split or fold")
     events: tuple[tuple[float, float, str], ...] = Field(
         default=(), description="strong labels: start and end in seconds, class name"

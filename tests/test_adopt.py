@@ -1,6 +1,7 @@
 """Tars made elsewhere become a data set as they are, or the error says what to change."""
 
 import hashlib
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SPEC, read_with_webdataset
+from conftest import SPEC, make_sample, read_with_webdataset
 from foreign_tars import Members, clips, index_tars, logmel, npy, write_tar
 
 from melstream.shards.dataset import Dataset, open_dataset
@@ -326,3 +327,27 @@ def test_the_json_of_somebody_else_is_not_read_as_ours(foreign: Path) -> None:
     index_tars(foreign, label_field="cls")
     with pytest.raises(ShardError, match=r"must be melstream's own, found another.*read_member"):
         open_dataset(foreign).read_info(0)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"audio_hash": "xyz"},
+        {"audio_hash": "-000000000000001"},
+        {"sample_rate": 2**40},
+        {"n_channels": 70_000},
+        {"clipped_share": 7.0},
+        {"duration_s": -1.0},
+    ],
+)
+def test_a_json_of_our_form_with_impossible_figures_is_somebody_elses(
+    tmp_path: Path, figures: dict[str, object]
+) -> None:
+    info = make_sample(0).info.model_dump() | figures
+    members = [("a.json", json.dumps(info).encode()), ("a.mel.npy", npy(logmel(0)))]
+    write_tar(tmp_path / "a.tar", members)
+    index_tars(tmp_path)
+    index = open_dataset(tmp_path).index
+    assert index.audio_hash.tolist() == [0]
+    assert index.sample_rate.tolist() == [0]
+    assert np.isnan(index.clipped_share).all()

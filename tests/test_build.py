@@ -341,5 +341,5 @@ def test_an_altered_index_is_found(corpus: Path, tmp_path: Path) -> None:
     index = zarr.open_group(tmp_path / "out" / "index.zarr", mode="r+")
     index["label_ids"][...] = index["label_ids"][...][::-1]
     first, *rest = find_problems(open_dataset(tmp_path / "out"), full=False)
-    assert "not the index that the manifest was written with" in str(first)
+    assert "column `label_ids` of the index is damaged (its hash differs)" in str(first)
     assert rest == [None]

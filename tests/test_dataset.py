@@ -26,7 +26,8 @@ def test_every_sample_is_read_as_it_was_written(small_dataset: Dataset) -> None:
 
 
 def test_index_columns_have_the_documented_types_and_places(small_dataset: Dataset) -> None:
-    index = read_index(small_dataset.storage, n_samples=60, n_classes=3)
+    index_hash = small_dataset.manifest.index_hash
+    index = read_index(small_dataset.storage, n_samples=60, n_classes=3, index_hash=index_hash)
     for name, dtype in COLUMNS.items():
         assert index.column(name).dtype == dtype
     assert index.shard.tolist() == [0] * 7 + [1] * 13 + [2] * 12 + [3] * 19 + [4] * 9

@@ -13,9 +13,11 @@ import lhotse
 import numpy as np
 import pytest
 from conftest import make_sample, write_dataset
+from foreign_tars import clips, index_tars, write_tar
 from lhotse import CutSet
 
-from melstream.shards.dataset import Dataset
+from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.errors import ShardError
 from melstream.tools.export_lhotse import export_cuts
 
 
@@ -45,6 +47,20 @@ def test_lhotse_loads_every_frame(built: Callable[[str], Dataset], tmp_path: Pat
         assert features.dtype == np.float32
         assert features.shape == (cut.num_frames, cut.num_features)
         np.testing.assert_array_equal(features, dataset.read_logmel(row))
+
+
+@pytest.mark.parametrize("has_json", [True, False])
+def test_tars_from_elsewhere_are_described_by_the_index(tmp_path: Path, has_json: bool) -> None:
+    members = [member for member in clips([1, 2]) if has_json or member[0].endswith(".npy")]
+    write_tar(tmp_path / "tars" / "a.tar", members)
+    settings = {"label_field": "cls"} if has_json else {}
+    adopted = open_dataset(index_tars(tmp_path / "tars", **settings).url)
+    one, two = CutSet.from_file(export_cuts(adopted, tmp_path / "cuts"))
+    assert [s.text for s in one.supervisions] == (["cat", "dog"] if has_json else [])
+    assert [s.text for s in two.supervisions] == (["dog"] if has_json else [])
+    np.testing.assert_array_equal(one.load_features(), adopted.read_logmel(0))
+    with pytest.raises(ShardError, match=r"must be melstream's own, found (none|another)"):
+        adopted.read_info(0)
 
 
 def test_labels_times_and_origin_are_kept(dataset: Dataset, tmp_path: Path) -> None:

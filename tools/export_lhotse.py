@@ -10,11 +10,12 @@ shards' float16.
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ..shards.dataset import Dataset
 from ..shards.writer import SampleInfo
@@ -100,7 +101,8 @@ def _make_cut(
 ) -> "MonoCut":
     from lhotse import Features, MonoCut
 
-    spec, key, info = dataset.manifest.features, dataset.key(row), dataset.read_info(row)
+    spec, key, info = dataset.manifest.features, dataset.key(row), _read_info(dataset, row)
+    names = [dataset.manifest.label_names[label] for label in dataset.index.labels(row)]
     n_frames, n_mels = shape
     duration_s = spec.duration_s(n_frames)
     features = Features(
@@ -122,25 +124,42 @@ def _make_cut(
         start=0.0,
         duration=duration_s,
         channel=0,
-        supervisions=list(_supervisions(key, info, duration_s, label_ids)),
+        supervisions=list(
+            _supervisions(key, info.labels if info else names, info, duration_s, label_ids)
+        ),
         features=features,
-        custom=_custom(info),
+        custom=_custom(dataset, row, info),
     )
 
 
+def _read_info(dataset: Dataset, row: int) -> SampleInfo | None:
+    """Read the json of a sample; None where there is none of melstream's, as in adopted tars."""
+    if not dataset.index.json_size[row]:
+        return None
+    payload = dataset.read_member(row, "json")
+    try:
+        return SampleInfo.model_validate_json(payload)
+    except ValidationError:
+        return None
+
+
 def _supervisions(
-    key: str, info: SampleInfo, duration_s: float, label_ids: dict[str, str]
+    key: str,
+    names: Sequence[str],
+    info: SampleInfo | None,
+    duration_s: float,
+    label_ids: dict[str, str],
 ) -> Iterator["SupervisionSegment"]:
     """Describe the strong labels, then the labels that have no times."""
     from lhotse import SupervisionSegment
 
     timed = [
         (start_s, min(end_s, duration_s), name)
-        for start_s, end_s, name in info.events
+        for start_s, end_s, name in (info.events if info else ())
         if start_s < min(end_s, duration_s)
     ]
-    names = {name for _, _, name in timed}
-    whole = [(0.0, duration_s, name) for name in info.labels if name not in names]
+    with_times = {name for _, _, name in timed}
+    whole = [(0.0, duration_s, name) for name in names if name not in with_times]
     for number, (start_s, end_s, name) in enumerate([*timed, *whole]):
         yield SupervisionSegment(
             id=f"{key}-{number}",
@@ -153,11 +172,17 @@ def _supervisions(
         )
 
 
-def _custom(info: SampleInfo) -> dict[str, Any]:
+def _custom(dataset: Dataset, row: int, info: SampleInfo | None) -> dict[str, Any]:
+    index, split = dataset.index, int(dataset.index.split[row])
+    found = None if split < 0 else dataset.manifest.split_names[split]
     fields = {
-        "source": info.source,
-        "start_s": info.start_s,
-        "duration_s": info.duration_s,
-        "split_name": info.split,  # `cut.split` is a method
+        "source": info and info.source,
+        "start_s": info.start_s if info else _known(index.start_s[row]),
+        "duration_s": info.duration_s if info else _known(index.duration_s[row]),
+        "split_name": info.split if info else found,  # `cut.split` is a method
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _known(figure: np.float32) -> float | None:
+    return None if np.isnan(figure) else float(figure)
