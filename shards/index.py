@@ -205,7 +205,7 @@ def _hash_column(values: npt.NDArray[Any], name: str) -> str:
     """Hash shape and values of one column; 16 hex digits of xxh3_64."""
     column = np.ascontiguousarray(values, COLUMNS[name])
     digest = xxhash.xxh3_64(f"{column.shape}".encode())
-    digest.update(column.reshape(-1).view(np.uint8))
+    digest.update(column.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -278,7 +278,8 @@ def read_index(
         group = zarr.open_group(store=storage.zarr_store(name, read_only=True), mode="r")
         found = {column: group.get(column) for column in COLUMNS}
         found_hash = group.attrs.get(INDEX_HASH, index_hash)  # older versions wrote none
-        hashes = dict(group.attrs.get(HASHES, {}))
+        told: Any = group.attrs.get(HASHES, {})
+        hashes: dict[str, str] = dict(told)
     except FileNotFoundError as error:
         message = f"{storage.url} has a manifest but no `{name}`; {remedy}"
         raise DatasetError(message) from error

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from melstream.pipeline.logmel_counts import count_values
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.index import concatenate, hash_index, write_index
+from melstream.shards.index import Index, concatenate, hash_index, write_index
 from melstream.shards.manifest import BuildSettings, Manifest, write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
@@ -130,6 +130,17 @@ def write_dataset(
     manifest = Manifest(**(told | fields))
     write_manifest(storage, manifest)
     return open_dataset(path)
+
+
+def replace_index(
+    dataset: Dataset, columns: dict[str, np.ndarray], counts: np.ndarray | None = None
+) -> None:
+    """Put another index in place of a data set's, as if it had been built so."""
+    dataset.storage.delete_all("index.zarr/")
+    index = Index(columns)
+    files_hash = write_index(dataset.storage, index, counts=counts)
+    told = {"index_files_hash": files_hash, "index_hash": hash_index(index)}
+    write_manifest(dataset.storage, dataset.manifest.model_copy(update=told))
 
 
 def read_with_webdataset(dataset: Dataset) -> list[dict[str, Any]]:

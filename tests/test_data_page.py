@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import zarr
-from conftest import SPEC, silent
+from conftest import SPEC, replace_index, silent
 
 from melstream.shards.dataset import Dataset, open_dataset
+from melstream.shards.index import COLUMNS
 from melstream.shards.manifest import write_manifest
 from melstream.shards.storage import open_storage
 from melstream.tools.build import build
@@ -60,9 +60,11 @@ def build_hostile(recordings: Path, root: Path) -> Dataset:
     build(make_plan(listing, settings), storage, run_here, silent)
     manifest = open_dataset(root / "set").manifest
     write_manifest(storage, manifest.model_copy(update={"n_rejects": {HOSTILE_REASON: 3}}))
-    keys = zarr.open_group(root / "set" / "index.zarr", mode="r+")["key"]
-    assert isinstance(keys, zarr.Array)
-    keys[0] = np.frombuffer(HOSTILE_KEY.ljust(keys.shape[1], b"\0"), np.uint8)
+    built = open_dataset(root / "set")
+    columns = {name: np.array(built.index.column(name)) for name in COLUMNS}
+    width = columns["key"].shape[1]
+    columns["key"][0] = np.frombuffer(HOSTILE_KEY.ljust(width, b"\0"), np.uint8)
+    replace_index(built, columns, counts=built.logmel_counts)
     return open_dataset(root / "set")
 
 

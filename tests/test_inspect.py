@@ -7,11 +7,11 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from conftest import make_sample, read_with_webdataset, write_dataset
+from conftest import make_sample, read_with_webdataset, replace_index, write_dataset
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
-from melstream.shards.index import COLUMNS, Index, write_index
+from melstream.shards.index import COLUMNS
 from melstream.shards.mel import mel_edges_hz
 from melstream.tools.inspect import inspect_dataset
 from melstream.tools.inspect_figures import histogram_edges
@@ -150,12 +150,6 @@ def test_one_class_is_looked_at_by_itself(many_labels: Dataset) -> None:
 
 def columns_of(dataset: Dataset) -> dict[str, np.ndarray]:
     return {name: dataset.index.column(name) for name in COLUMNS}
-
-
-def replace_index(dataset: Dataset, columns: dict[str, np.ndarray]) -> None:
-    """Put another index, without counts, in place of a data set's."""
-    dataset.storage.delete_all("index.zarr/")
-    write_index(dataset.storage, Index(columns))
 
 
 def test_unknown_figures_are_counted_as_unknown(small_dataset: Dataset) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_sample, write_dataset
+from conftest import make_sample, replace_index, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from melstream.pipeline.prefetch import prefetch
 from melstream.pipeline.weights import class_counts
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
-from melstream.shards.index import COLUMNS, Index, write_index
+from melstream.shards.index import COLUMNS, Index
 
 
 def make_loader(
@@ -161,7 +161,7 @@ def test_lying_labels_cannot_make_the_loader_write_outside_a_batch(
 ) -> None:
     columns = {name: np.array(small_dataset.index.column(name)) for name in COLUMNS}
     columns[column][-1] += 1_000
-    write_index(small_dataset.storage, Index(columns))
+    replace_index(small_dataset, columns)
     with pytest.raises(DatasetError, match=f"`{column}` must .*; copy it again"):
         make_loader(open_dataset(small_dataset.folder), MASKED)
     columns["label_ids"][0] = -(2**31)

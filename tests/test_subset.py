@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_sample, write_dataset
+from conftest import make_sample, replace_index, write_dataset
 from foreign_tars import clips, index_tars, write_tar
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
-from melstream.shards.index import COLUMNS, Index, write_index
+from melstream.shards.index import COLUMNS
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
 from melstream.tools.selection import Bound, Selection
@@ -46,7 +46,7 @@ def test_labels_that_the_manifest_does_not_name_are_refused(small: Dataset, tmp_
     shutil.copytree(small.folder, tmp_path / "small")
     columns = {name: np.array(small.index.column(name)) for name in COLUMNS}
     columns["label_ids"][7] = 3
-    write_index(open_storage(tmp_path / "small"), Index(columns))
+    replace_index(open_dataset(tmp_path / "small"), columns)
     with pytest.raises(DatasetError, match="`label_ids` must be labels of the manifest, found 3"):
         run(open_dataset(tmp_path / "small"), tmp_path / "out", labels=("class 1",))
     assert not (tmp_path / "out").exists()

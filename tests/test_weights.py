@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_sample, write_dataset
+from conftest import make_sample, replace_index, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from melstream.pipeline.weights import (
 )
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
-from melstream.shards.index import COLUMNS, Index, write_index
+from melstream.shards.index import COLUMNS, Index
 
 FIXED_STEP = 2.0**-32  # expected counts are multiples of it
 LABELS = st.lists(st.lists(st.integers(0, 6), max_size=4, unique=True), min_size=1, max_size=60)
@@ -81,7 +81,7 @@ def test_a_label_that_the_manifest_does_not_name_is_an_error_that_names_the_samp
     """It would take 16 GB to count up to this one."""
     columns = {name: np.array(small_dataset.index.column(name)) for name in COLUMNS}
     columns["label_ids"][7] = 2**31 - 1
-    write_index(small_dataset.storage, Index(columns))
+    replace_index(small_dataset, columns)
     index = open_dataset(small_dataset.folder).index
     expected = "labels of the manifest, found 2147483647 in sample 'clip-0007'; copy it again"
     with pytest.raises(DatasetError, match=expected):
