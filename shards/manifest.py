@@ -165,6 +165,8 @@ def read_manifest(storage: Storage) -> Manifest:
         raise DatasetError(
             f"{place} is not a manifest of format version {FORMAT_VERSION}: {found}"
         ) from error
+    except UnicodeEncodeError as error:  # half a pair of surrogates
+        raise DatasetError(f"{place} must be text, found: {error}; copy it again") from error
     if checksum != _checksum(content):
         raise DatasetError(
             f"{place} was altered after it was written (its checksum differs); copy it again, or "

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import re
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,12 +194,14 @@ class LocalStorage(Storage):
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """See ``Storage.list``; temporary files are left out."""
         root = self._path(prefix) if prefix else self._root
-        paths = ((path.relative_to(self._root), path) for path in root.rglob("*"))
-        return sorted(
-            (name.as_posix(), path.stat().st_size)
-            for name, path in paths
-            if path.is_file() and not any(map(_is_temporary, name.parts))
-        )
+        found = []
+        for path in root.rglob("*"):
+            name = path.relative_to(self._root)
+            with contextlib.suppress(FileNotFoundError):  # removed since, or a link to nothing
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode) and not any(map(_is_temporary, name.parts)):
+                    found.append((name.as_posix(), status.st_size))
+        return sorted(found)
 
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[Sink]:

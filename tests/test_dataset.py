@@ -92,6 +92,14 @@ def test_a_shard_name_cannot_leave_the_folder(small_dataset: Dataset, name: str)
         Manifest.model_validate(content)
 
 
+def test_half_a_pair_of_surrogates_is_no_name(small_dataset: Dataset) -> None:
+    path = small_dataset.folder / "dataset.json"
+    feature_hash = small_dataset.manifest.feature_hash
+    path.write_text(path.read_text().replace(feature_hash, "\\ud800"))
+    with pytest.raises(DatasetError, match=r"dataset.json must be text, found: .*; copy it again"):
+        open_dataset(small_dataset.folder)
+
+
 def test_a_missing_index_column_is_named(small_dataset: Dataset) -> None:
     shutil.rmtree(small_dataset.folder / "index.zarr" / "n_frames")
     with pytest.raises(DatasetError, match="lacks the columns n_frames"):

@@ -227,3 +227,13 @@ def test_what_a_local_writer_left_is_not_listed_and_can_be_removed(tmp_path: Pat
     assert storage.list() == [("a/b", len(SMALL))]
     storage.clean()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
+
+
+def test_a_file_that_is_removed_while_they_are_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", SMALL)
+    there = [tmp_path / "a", tmp_path / "gone"]
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: iter(there))
+    assert storage.list() == [("a", len(SMALL))]
