@@ -19,9 +19,9 @@ import numpy as np
 
 from ..shards.errors import SampleError
 from .audio_reader import AudioReader, CannotOpenError, Samples, truncated, undecodable
-from .headers import is_mpeg_audio, missing_bytes
+from .headers import chain_starts, is_mpeg_audio, is_unfinished_wav, missing_bytes
 from .pyav_reader import RAW_FORMATS, PyavReader
-from .soundfile_reader import SoundfileReader
+from .soundfile_reader import ChainReader, SoundfileReader
 from .vorbis_reader import VorbisReader
 
 BLOCK_VALUES = 2**22  # 16 MiB of float32: memory follows what is decoded, not what is declared
@@ -79,10 +79,15 @@ def decode(path: Path, *, start_s: float = 0.0, duration_s: float | None = None)
 
     A file is truncated if it ends before its own structure says (see ``headers``), if its
     data are broken, or if fewer samples come out than it declares: FLAC, WAV and AIFF
-    exactly, Ogg, MP4 and Matroska within ``LOSSY_TOLERANCE_S``. Where nothing is declared that
-    can be relied on (ADTS, MPEG-TS, live WebM, MP3 without a Xing header), what decodes is
-    the whole, unless more than the tolerance of it does not decode. A segment that is complete
-    is good, whatever happened to the file behind it.
+    exactly, Ogg, MP4 and Matroska without pictures within ``LOSSY_TOLERANCE_S``. Where nothing
+    is declared that can be relied on (ADTS, MPEG-TS, FLV, live WebM, MP3 without a Xing header,
+    WAV whose recorder stopped before it wrote a size), what decodes is the whole, unless more
+    than the tolerance of it does not decode. A segment that is complete is good, whatever
+    happened to the file behind it.
+
+    Recordings chained in an Ogg file, as a radio stream saved as it came has them, follow each
+    other; they must have one rate and number of channels. What stands behind the last sample
+    that a FLAC declares, such as a tag, is no audio.
 
     Args:
         path: a local file. Its extension plays no part.
@@ -192,14 +197,21 @@ def _open_reader(path: Path, file: FileIO, n_missing_bytes: int) -> AudioReader:
             return opener()
         except CannotOpenError as error:
             failures.append(str(error))
+        except SampleError:  # no audio is found where its index is cut off
+            _require_bytes(path, n_missing_bytes)
+            raise
     _require_bytes(path, n_missing_bytes)
     raise undecodable(path, "; ".join(failures))
 
 
 def _openers(path: Path, file: FileIO) -> list[Callable[[], AudioReader]]:
-    # libsndfile's MP3 library writes warnings to stderr and cannot be silenced.
+    starts = chain_starts(file)
+    if len(starts) > 1:  # FFmpeg stops without a word where the rate changes
+        return [lambda: ChainReader(path, file, starts)]
     openers: list[Callable[[], AudioReader]] = [lambda: PyavReader(path)]
-    if not is_mpeg_audio(file):
+    # libsndfile's MP3 library writes warnings to stderr and cannot be silenced, and it finds no
+    # samples in a WAV that declares none.
+    if not is_mpeg_audio(file) and not is_unfinished_wav(file):
         openers.insert(0, lambda: _open_soundfile(path, file))
     if raw_format := RAW_FORMATS.get(path.suffix.lower()):
         openers.append(lambda: PyavReader(path, raw_format))

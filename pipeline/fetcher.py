@@ -66,8 +66,9 @@ class Fetcher:
         load: returns the bytes of a piece; called from several threads.
         n_bytes: of every piece, int64.
         max_bytes: most bytes of pieces at once.
-        max_pieces: most pieces kept, unless more are held at once.
+        max_pieces: tells the most pieces to keep, unless more are held at once.
         n_threads: pieces fetched at once.
+        wait_s: longest time to wait for room that others hold, in seconds.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class Fetcher:
         n_bytes: npt.NDArray[np.int64],
         *,
         max_bytes: int,
-        max_pieces: int,
+        max_pieces: Callable[[], int],
         n_threads: int,
+        wait_s: float,
     ) -> None:
         self._load, self._n_bytes = load, n_bytes
         self._max_bytes, self._max_pieces = max_bytes, max_pieces
-        self._n_threads = n_threads
+        self._n_threads, self._wait_s = n_threads, wait_s
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
@@ -97,11 +99,13 @@ class Fetcher:
             numbers: of the pieces, each once.
 
         Raises:
-            StorageError: they do not fit under the bound, together with what is held.
+            StorageError: they do not fit under the bound, or not beside what others still hold
+                after ``wait_s``.
             ValueError: this is closed.
         """
         with self._changed:
             self._start()
+            self._wait_for_room(numbers)  # while the plan still keeps what is fetched of them
             if self._plan is not None:
                 self._plan.arrive()
             slots = self._demand(numbers)
@@ -144,6 +148,10 @@ class Fetcher:
         self._slots.clear()
         self._plan = None
 
+    def abandon(self) -> None:
+        """Drop all pieces; in a forked process, where a thread of the parent may have the lock."""
+        self._slots.clear()
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("a source of shards must be open, this one is closed; open a new one")
@@ -160,14 +168,7 @@ class Fetcher:
 
     def _demand(self, numbers: Sequence[int]) -> list[Slot]:
         slots = [self._slots.get(number) or Slot(number) for number in numbers]
-        new_bytes = sum(self._size(slot) for slot in slots if not slot.n_holds)
-        if self._held_bytes + new_bytes > self._max_bytes:
-            raise StorageError(
-                f"a batch needs {len(slots)} pieces of shards at once, {new_bytes} bytes beside "
-                f"{self._held_bytes} in use, `memory_bytes` allows {self._max_bytes}; raise it, or "
-                "lower the order's `shuffle_bytes` or `piece_bytes`"
-            )
-        self._held_bytes += new_bytes
+        self._held_bytes += self._new_bytes(numbers)
         for slot in slots:
             slot.n_holds += 1
             self._slots.pop(slot.number, None)
@@ -176,6 +177,27 @@ class Fetcher:
                 self._demanded.append(slot)
         self._changed.notify_all()
         return slots
+
+    def _wait_for_room(self, numbers: Sequence[int]) -> None:
+        """Wait until pieces fit beside what is held."""
+        n_bytes = int(self._n_bytes[list(numbers)].sum())
+
+        def have_room() -> bool:
+            return self._is_closed or self._held_bytes + self._new_bytes(numbers) <= self._max_bytes
+
+        if n_bytes > self._max_bytes or not self._changed.wait_for(have_room, self._wait_s):
+            raise StorageError(
+                f"a batch needs {len(numbers)} pieces of shards at once, {n_bytes} bytes, and "
+                f"{self._held_bytes} are in use, `memory_bytes` allows {self._max_bytes}; raise "
+                "it, or lower the order's `shuffle_bytes` or `piece_bytes`"
+            )
+        self._check_open()
+
+    def _new_bytes(self, numbers: Sequence[int]) -> int:
+        """Return the bytes of those pieces that nobody holds."""
+        held = self._slots
+        new = [n for n in numbers if n not in held or not held[n].n_holds]
+        return int(self._n_bytes[new].sum())
 
     def _let_go(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
@@ -259,7 +281,7 @@ class Fetcher:
     def _make_room(self, slot: Slot, *, for_holder: bool) -> bool:
         """Drop idle pieces until one more fits; what is to come is dropped for a holder only."""
         size = self._size(slot)
-        while self._started_bytes + size > self._max_bytes or self._n_started >= self._max_pieces:
+        while self._started_bytes + size > self._max_bytes or self._n_started >= self._max_pieces():
             victim = self._find_victim(for_holder)
             if victim is None:
                 return for_holder and self._started_bytes + size <= self._max_bytes

@@ -24,6 +24,7 @@ from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
 from .gather import fill_labels, gather, random_starts
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
+from .order import EvaluationOrder
 from .prefetch import prefetch
 from .shard_cache import CacheConfig
 from .shard_source import Lease, ShardSource
@@ -98,8 +99,8 @@ class Loader:
         pins: make batches in pinned memory (default: where there is a GPU).
 
     Raises:
-        ValueError: a data set has a class that ``label_names`` lacks, or the data sets differ
-            in their features.
+        ValueError: a data set has a class that ``label_names`` lacks, the data sets differ in
+            their features, or masks are wanted in the order of an evaluation.
         DatasetError: an index is damaged.
     """
 
@@ -117,6 +118,12 @@ class Loader:
     ) -> None:
         self._datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
         _require_same_features(self._datasets)
+        if config.mask is not None and isinstance(order, EvaluationOrder):
+            raise ValueError(
+                "masks are drawn in the order of a training, found an `EvaluationOrder`, whose "
+                "last batch is filled up with what has no frames; leave `mask` out, or give a "
+                "`TrainingOrder`"
+            )
         for each in self._datasets:
             require_possible(each.index, each.manifest, each.url)
         self._order, self._config, self._cache = order, config, cache
@@ -239,7 +246,8 @@ class Loader:
         """Return the frames of each crop, and the crops in one tensor."""
         spec, config = self._datasets[0].manifest.features, self._config
         stored = step.join(lambda part: self._stored_frames(part), np.int32)
-        crop = config.crop_frames or min(int(stored.max()), config.max_frames)
+        # A rank with nothing left to evaluate has a batch all the same, of padding.
+        crop = config.crop_frames or min(max(1, int(stored.max())), config.max_frames)
         width = -(-crop // config.stride) * config.stride
         n_frames = np.minimum(stored, crop)
         addresses = step.join(lambda part: part.lease.addresses, np.uint64)

@@ -110,8 +110,8 @@ class PyavReader(AudioReader):
         self.sample_rate, self.n_channels, self._sample_format = self._kind
         self.format = self._container.format.name.split(",")[0].upper()
         self.position = 0
-        self.declared_samples = int(self._declared_s() * self.sample_rate)
         self._first_time, self._frame_samples = _time(first), first.samples
+        self.declared_samples = int(self._declared_s() * self.sample_rate)
         self._queue = AudioFifo()
         self._put(first)
 
@@ -235,10 +235,11 @@ class PyavReader(AudioReader):
         container, stream = self._container, self._stream
         if "mp4" in container.format.name and stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
-        # Matroska declares its longest stream, and a video may outlast its sound.
+        # Matroska declares where its longest stream ends: a video may outlast its sound, which
+        # need not start at 0 either.
         is_alone = len(container.streams) == 1
         if "matroska" in container.format.name and container.duration and is_alone:
-            return container.duration / av.time_base
+            return container.duration / av.time_base - float(self._first_time or 0)
         return 0.0
 
 

@@ -16,6 +16,7 @@ changed never meets old bytes.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -129,7 +130,7 @@ class ShardCache:
         self.folder = folder
         self._max_bytes, self._min_free_bytes = max_bytes, min_free_bytes
         self._free_bytes = free_bytes
-        self._warned = False
+        self._told: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._usage(LONGEST_PAUSE_S) as usage:
@@ -153,12 +154,29 @@ class ShardCache:
 
         Returns:
             the bytes, uint8, shape (n_bytes,), read-only, leased for as long as the array
-            lives; in memory where the folder has no room.
-
-        Raises:
-            OSError: the folder cannot be written any more.
+            lives; in memory where the folder has no room, or cannot be used.
         """
-        path = self.folder / name
+        download = functools.cache(fetch)  # kept while the folder may yet fail
+        try:
+            held = self._get(self.folder / name, n_bytes, download, wait_s=wait_s)
+        except OSError as error:  # removed, out of inodes, made read-only …
+            self._tell(
+                "the cache folder %s cannot be used (%s); what it cannot keep is kept in memory: "
+                "see to the folder, or choose another",
+                *(self.folder, error.strerror),
+            )
+            held = None
+        return np.frombuffer(download(), np.uint8) if held is None else held
+
+    def drop(self, name: str) -> None:
+        """Remove a piece that is not what was downloaded, unless another process uses it."""
+        _log.warning("%s was altered; it is fetched again", self.folder / name)
+        remove(self.folder / name)
+
+    def _get(
+        self, path: Path, n_bytes: int, fetch: Callable[[], Payload], *, wait_s: float
+    ) -> Bytes | None:
+        """Map a piece, and download it first where it is missing; None where there is no room."""
         for pause_s in pauses(wait_s):
             held = open_piece(path, n_bytes)
             if held is not None:
@@ -170,16 +188,11 @@ class ShardCache:
                 if partial is not None:
                     partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
             time.sleep(pause_s)
-        return np.frombuffer(fetch(), np.uint8)
-
-    def drop(self, name: str) -> None:
-        """Remove a piece that is not what was downloaded, unless another process uses it."""
-        _log.warning("%s was altered; it is fetched again", self.folder / name)
-        remove(self.folder / name)
+        return None
 
     def _fill(
         self, partial: int, path: Path, n_bytes: int, fetch: Callable[[], Payload], *, wait_s: float
-    ) -> Bytes:
+    ) -> Bytes | None:
         """Download into a partial file that is ours, and give it its name."""
         is_named = False
         try:
@@ -193,8 +206,14 @@ class ShardCache:
         finally:
             if not is_named:
                 partial_path(path).unlink(missing_ok=True)  # ours: we have its lock
-        self._warn_of_no_room(n_bytes)
-        return np.frombuffer(payload, np.uint8)
+        self._tell(
+            "the cache folder %s has no room for %d bytes more (`max_bytes` %d, "
+            "`min_free_bytes` %d, %d free); what does not fit is kept in memory: free the disk, or "
+            "raise `max_bytes`",
+            *(self.folder, n_bytes, self._max_bytes, self._min_free_bytes),
+            self._free_bytes(self.folder),
+        )
+        return None
 
     def _rename(self, path: Path, *, wait_s: float) -> bool:
         """Give a download its name, unless others survey the folder: none may be missed."""
@@ -203,16 +222,11 @@ class ShardCache:
                 partial_path(path).rename(path)
             return usage is not None
 
-    def _warn_of_no_room(self, n_bytes: int) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "the cache folder %s has no room for %d bytes more (`max_bytes` %d, "
-                "`min_free_bytes` %d, %d free); what does not fit is kept in memory: free the "
-                "disk, or raise `max_bytes`",
-                *(self.folder, n_bytes, self._max_bytes, self._min_free_bytes),
-                self._free_bytes(self.folder),
-            )
+    def _tell(self, message: str, *arguments: object) -> None:
+        """Warn, of each kind of trouble once."""
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning(message, *arguments)
 
     def _reserve(self, partial: int, n_bytes: int, *, wait_s: float) -> bool:
         """Count the bytes of a download before it starts; make room where there is none."""

@@ -15,6 +15,7 @@ first, pieces when they are fetched or found in the folder.
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..shards.dataset import Dataset, file_size
+from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 from ..shards.storage import DEFAULT_TIMEOUT_S, Payload
 from .fetcher import Fetcher, PlannedStep, Slot
@@ -36,6 +37,8 @@ ATTEMPTS = 2  # of a piece whose bytes are not those of the index: the way here 
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
+
+_open_sources: "weakref.WeakSet[ShardSource]" = weakref.WeakSet()  # that fetch, in this process
 
 
 @dataclass(slots=True)
@@ -126,6 +129,8 @@ class ShardSource:
         self._wait_s = getattr(dataset.storage, "timeout_s", DEFAULT_TIMEOUT_S)
         self._is_closed = False
         self._begin()
+        if not self._is_local:
+            _open_sources.add(self)
 
     def acquire(self, rows: Rows) -> Lease:
         """Have the arrays of some rows at hand, and wait for those that are not.
@@ -136,7 +141,8 @@ class ShardSource:
         Raises:
             ShardError: a shard is missing, short, or not the one the index was made from.
             StorageError: the object store cannot be reached within its time limit, refuses,
-                or ``memory_bytes`` is less than these rows need.
+                or ``memory_bytes`` is less than these rows need beside what stays leased all
+                that time.
             ValueError: the source is closed.
         """
         is_row = rows >= 0
@@ -159,15 +165,16 @@ class ShardSource:
         """
         if self._is_local or not self._config.read_ahead_bytes:
             return
-        self._open_fetcher().plan(
+        self._check_open()
+        self._fetcher.plan(
             (self._planned(rows[rows >= 0]) for rows in steps), self._config.read_ahead_bytes
         )
 
     def close(self) -> None:
         """End the threads; what is leased stays valid until it is released."""
         self._is_closed = True
-        if self._pid == os.getpid():
-            self._fetcher.close()
+        self._fetcher.close()
+        _open_sources.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -181,23 +188,16 @@ class ShardSource:
         self.close()
 
     def _hold(self, numbers: list[int]) -> tuple[list[Bytes], Callable[[], None]]:
+        self._check_open()
         if self._is_local:
-            self._check_open()
             return [self._map(number) for number in numbers], lambda: None
-        fetcher = self._open_fetcher()
+        fetcher = self._fetcher
         slots = fetcher.hold(numbers)
         return [_data(slot) for slot in slots], lambda: fetcher.release(slots)
 
     def _map(self, number: int) -> Bytes:
         first, shard = int(self._pieces.first_byte[number]), int(self._pieces.shard[number])
         data = self._dataset.shard_bytes(shard)
-        if file_size(data) < len(data):  # beyond its end the kernel would end this process
-            name = self._dataset.manifest.shards[shard].name
-            raise ShardError(
-                f"{self._dataset.storage.url_of(name)} had {len(data)} bytes and was cut to "
-                f"{file_size(data)} while it was in use; copy it again, or build it again",
-                shard=name,
-            )
         return data[first : first + int(self._pieces.n_bytes[number])]
 
     def _check_new(self, rows: Rows) -> None:
@@ -229,25 +229,24 @@ class ShardSource:
             config.folder, max_bytes=config.max_bytes, min_free_bytes=config.min_free_bytes
         )
 
-    def _open_fetcher(self) -> Fetcher:
-        """Return the fetcher of this process: a forked one does not inherit threads."""
-        self._check_open()
-        if self._pid != os.getpid():
-            self._begin()
-        return self._fetcher
-
     def _begin(self) -> None:
-        """Begin anew in this process; threads start with the first piece asked for."""
-        self._pid = os.getpid()
+        """Begin, or begin anew in a forked process; threads start with the first piece asked."""
         self._stats_lock, self.stats = threading.Lock(), SourceStats()
         self._fetcher = Fetcher(
             self._load,
             self._pieces.n_bytes,
             max_bytes=self._config.memory_bytes,
-            # A mapped piece takes a file descriptor; leave half of them to others.
-            max_pieces=max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
+            max_pieces=self._most_pieces,
             n_threads=self._config.n_parallel,
+            wait_s=self._wait_s,
         )
+
+    def _most_pieces(self) -> int:
+        """Return how many pieces to keep: mapped ones share half of the file descriptors."""
+        if self._cache is None:
+            return len(self._pieces)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(1, limit // 2 // len(_open_sources))
 
     def _load(self, number: int) -> Bytes:
         """Return the bytes of a piece: from the cache, or from the object store."""
@@ -327,3 +326,16 @@ def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: Payloa
         if xxhash.xxh3_64_intdigest(view[start : start + size]) != expected:
             return row
     return None
+
+
+def _begin_anew() -> None:
+    """Have the sources begin anew; runs in each forked process, which inherits no threads.
+
+    What the parent had at hand is dropped: a piece is leased for as long as it is mapped.
+    """
+    for source in _open_sources:
+        source._fetcher.abandon()
+        source._begin()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

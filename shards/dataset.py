@@ -6,7 +6,11 @@ before the first byte is used: a reader of plain WebDataset sees a truncated tar
 one, we see an error.
 """
 
+import errno
 import mmap
+import resource
+import weakref
+from collections import deque
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +23,16 @@ from pydantic import ValidationError
 from .errors import DatasetError, ShardError
 from .index import Index, read_counts, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
-from .storage import Storage, open_storage
+from .storage import Storage, StorageError, open_storage
 from .writer import SampleInfo
 
 if TYPE_CHECKING:
     import pandas
 
-MAX_MAPPED = 256  # shards mapped at once: each takes a file descriptor, 1,024 are usual
+MAX_MAPPED = 16_384  # shards mapped at once by a process; Linux allows it 65,530 maps in all
 MAX_FETCHED = 2  # shards of an object store held at once, about 256 MB each
+
+_mapped: "deque[tuple[weakref.ref[Dataset], int]]" = deque()  # of all data sets, oldest first
 
 
 class Dataset:
@@ -47,8 +53,8 @@ class Dataset:
         self.storage = storage
         self.manifest = manifest
         self._reads_ranges = reads_ranges and storage.folder is None
-        n_held = MAX_FETCHED if storage.folder is None else MAX_MAPPED
-        self._hold = lru_cache(n_held)(partial(_shard_bytes, storage, manifest))
+        self._fetch = lru_cache(MAX_FETCHED)(partial(_fetch_shard, storage, manifest))
+        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
 
     @property
     def url(self) -> str:
@@ -126,8 +132,21 @@ class Dataset:
 
         Raises:
             ShardError: it is missing, or not as long as the manifest says.
+            StorageError: this process has too many files open.
         """
-        return self._hold(shard)
+        if self.storage.folder is None:
+            return self._fetch(shard)
+        data = self._maps.get(shard)
+        if data is None:
+            data = self._map(shard)
+        if _file_size(data) < len(data):  # beyond its end the kernel would end this process
+            name = self.manifest.shards[shard].name
+            raise ShardError(
+                f"{self.storage.url_of(name)} had {len(data)} bytes and was cut to "
+                f"{_file_size(data)} while it was in use; copy it again, or build it again",
+                shard=name,
+            )
+        return data
 
     def read_logmel(self, row: int, *, check: bool = True) -> npt.NDArray[np.float32]:
         """Read the log-mel of one sample.
@@ -238,6 +257,19 @@ class Dataset:
         """Return the key of one row."""
         return bytes(self.index.sample_keys()[row]).decode("ascii")
 
+    def _map(self, shard: int) -> npt.NDArray[np.uint8]:
+        """Map a shard; what was mapped first makes room for it, of whichever data set it is."""
+        entry = self.manifest.shards[shard]
+        _check_size(self.storage, entry)
+        data = self._maps[shard] = _map_file(self.folder / entry.name)
+        _mapped.append((weakref.ref(self), shard))
+        while len(_mapped) > _most_mapped():
+            owner, oldest = _mapped.popleft()
+            dataset = owner()
+            if dataset is not None:
+                dataset._maps.pop(oldest, None)
+        return data
+
     def _payload(self, row: int, offset: int, size: int) -> bytes:
         entry = self.shard_of(row)
         if offset < 0 or size < 0 or offset + size > entry.size_bytes:
@@ -274,17 +306,34 @@ def open_dataset(place: str | Path | Storage, *, reads_ranges: bool = False) -> 
     return Dataset(storage, read_manifest(storage), reads_ranges=reads_ranges)
 
 
-def _shard_bytes(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
+def _fetch_shard(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
     entry = manifest.shards[shard]
     _check_size(storage, entry)
-    if storage.folder is None:
-        return np.frombuffer(storage.read(entry.name), np.uint8)
-    with (storage.folder / entry.name).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(storage.read(entry.name), np.uint8)
+
+
+def _map_file(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise StorageError(
+            f"{path} cannot be mapped: this process has as many files open as it may ({limit}); "
+            "allow it more with 'ulimit -n 65536'"
+        ) from error
     return np.frombuffer(mapped, np.uint8)
 
 
-def file_size(mapped: npt.NDArray[np.uint8]) -> int:
+def _most_mapped() -> int:
+    """Return how many shards to keep mapped: each takes a file descriptor, a quarter of all."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(max(1, limit // 4), MAX_MAPPED)
+
+
+def _file_size(mapped: npt.NDArray[np.uint8]) -> int:
     """Return how many bytes the file of a mapped shard has by now."""
     view: Any = mapped.base  # a memoryview of the mmap
     return int(view.obj.size())

@@ -106,12 +106,24 @@ def endpoint(url: str) -> str:
 
 
 class _CopyLoader(ExtensionFileLoader):
-    """Load an extension module from a copy of its file, which is removed at once."""
+    """Load an extension module from a copy of its file, which is removed at once.
+
+    Where the temporary folder is full, or none for programs (``noexec``), the copy is kept in
+    memory, which takes more of it: the kernel cannot drop its pages.
+    """
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        with tempfile.TemporaryDirectory(prefix="melstream-") as folder:
-            copy = shutil.copy(self.path, folder)
-            return super().create_module(ModuleSpec(spec.name, self, origin=copy))
+        try:
+            with tempfile.TemporaryDirectory(prefix="melstream-") as folder:
+                return self._load(spec, shutil.copy(self.path, folder))
+        except (OSError, ImportError):
+            # Never closed: a fork of this process must find another number free. By the same
+            # name it would be given the library that is loaded already.
+            descriptor = os.memfd_create("melstream-obstore")
+            return self._load(spec, shutil.copyfile(self.path, f"/proc/self/fd/{descriptor}"))
+
+    def _load(self, spec: ModuleSpec, path: str) -> ModuleType:
+        return super().create_module(ModuleSpec(spec.name, self, origin=path))
 
 
 class _CopyFinder:

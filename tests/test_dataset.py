@@ -1,7 +1,11 @@
 """A data set is read as it was written, or the error says where it is not."""
 
+import errno
 import json
+import mmap
+import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, SampleError, ShardError
 from melstream.shards.index import COLUMNS, key_bytes, key_strings, read_index
 from melstream.shards.manifest import Manifest, read_manifest
+from melstream.shards.storage import StorageError
 from melstream.shards.verify import find_problems
 
 
@@ -123,6 +128,48 @@ def test_a_truncated_shard_is_found_without_reading_it(small_dataset: Dataset) -
     with pytest.raises(ShardError, match="copy it again") as caught:
         open_dataset(small_dataset.folder).read_logmel(7)
     assert caught.value.shard == "train-000001.tar"
+
+
+def test_a_shard_that_is_cut_while_it_is_in_use_is_an_error(small_dataset: Dataset) -> None:
+    small_dataset.read_logmel(7)
+    os.truncate(small_dataset.folder / "train-000001.tar", 4_096)
+    with pytest.raises(ShardError, match=r"train-000001.tar had \d+ bytes and was cut to 4096"):
+        small_dataset.read_logmel(19)
+
+
+def n_open(folder: Path) -> int:
+    """How many files below a folder this process has open."""
+    links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return sum(os.readlink(link).startswith(str(folder)) for link in links if os.path.islink(link))
+
+
+def test_the_data_sets_of_a_process_share_a_quarter_of_its_file_descriptors(
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = [small_dataset]
+    for name in ("a", "b"):
+        shutil.copytree(small_dataset.folder, tmp_path / name)
+        datasets.append(open_dataset(tmp_path / name))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (28, 28))
+    for _ in range(2):
+        for row in range(60):
+            for dataset in datasets:
+                assert dataset.read_logmel(row)[0, 1] == row
+    assert n_open(tmp_path) == 7
+    del dataset, datasets
+    small_dataset.read_logmel(0)
+    assert n_open(tmp_path) <= 5
+
+
+def test_too_many_open_files_say_what_to_type(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    with pytest.raises(StorageError, match=r"train-000000.tar cannot be mapped: .*'ulimit -n"):
+        small_dataset.read_logmel(0)
 
 
 def test_a_missing_shard_is_found(small_dataset: Dataset) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile as sf
-from audio_files import write_pyav, write_soundfile
+from audio_files import shift_pyav, write_pyav, write_soundfile
 
 from melstream.pipeline.audio_reader import LOSSY_TOLERANCE_S
-from melstream.pipeline.decode import decode
+from melstream.pipeline.decode import decode, decode_windows
 from melstream.pipeline.pyav_reader import PyavReader
 from melstream.shards.errors import SampleError
 
@@ -195,10 +195,71 @@ def test_a_file_cut_short_is_truncated(
     assert_rejected(path, "truncated", "fetch it again")
 
 
-def test_an_mp4_cut_before_its_index_is_undecodable(tmp_path: Path, clip: Samples) -> None:
+@pytest.mark.parametrize("n_cut", [1, 20, 700, 2_000, 9_000])
+def test_an_mp4_cut_at_its_index_is_truncated(tmp_path: Path, clip: Samples, n_cut: int) -> None:
     path = write(tmp_path / "clip.m4a", clip, "ipod", "aac")  # no faststart: the index comes last
-    path.write_bytes(path.read_bytes()[:-2_000])
-    assert_rejected(path, "undecodable")
+    path.write_bytes(path.read_bytes()[:-n_cut])
+    assert_rejected(path, "truncated", "bytes more than it has; fetch it again")
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("matroska", "libopus"), ("avi", "aac")])
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
+def test_a_film_cut_short_is_truncated(
+    tmp_path: Path, clip: Samples, kind: str, codec: str, share: float
+) -> None:
+    path = write_pyav(tmp_path / "film", clip, 48_000, kind, codec, is_film=True)
+    whole = path.read_bytes()
+    assert len(decode(path).samples) >= len(clip)
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert_rejected(path, "truncated", "bytes more than it has; fetch it again")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
+def test_an_mp4_in_fragments_cut_short_is_truncated(
+    tmp_path: Path, clip: Samples, share: float
+) -> None:
+    movflags = "frag_keyframe+empty_moov"
+    path = write_pyav(tmp_path / "a", clip, RATE, "mp4", "aac", movflags=movflags, is_film=True)
+    whole = path.read_bytes()
+    assert len(decode(path).samples) >= len(clip)
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert_rejected(path, "truncated", "bytes more than it has; fetch it again")
+
+
+def test_a_webm_of_open_size_is_held_to_its_duration(tmp_path: Path, clip: Samples) -> None:
+    early = write(tmp_path / "early", clip, "webm", "libopus")
+    path = shift_pyav(early, tmp_path / "late", "webm", start_s=2.0)
+    content = path.read_bytes()
+    at = content.index(b"\x18\x53\x80\x67") + 4  # the size of the segment
+    content = content[:at] + b"\x01" + b"\xff" * 7 + content[at + 8 :]
+    path.write_bytes(content)
+    assert len(decode(path).samples) == len(clip)
+    path.write_bytes(content[: len(content) // 2])
+    assert_rejected(path, "truncated", r"1\.\d+ s declared, 0\.\d+ s decoded; fetch it again")
+
+
+@pytest.mark.parametrize("start_s", [0.4, 2.0])
+def test_a_webm_that_starts_late_is_whole(tmp_path: Path, clip: Samples, start_s: float) -> None:
+    early = write(tmp_path / "early", clip, "webm", "libopus")
+    late = shift_pyav(early, tmp_path / "late", "webm", start_s)
+    np.testing.assert_array_equal(decode(late).samples, decode(early).samples)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0", b"TAG" + b"t" * 125, b"APETAGEX" + bytes(24), b"junk" * 999], ids=len
+)
+def test_what_follows_a_flac_plays_no_part(tmp_path: Path, clip: Samples, tail: bytes) -> None:
+    path = write(tmp_path / "clip.flac", clip, "FLAC", "PCM_16")
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    np.testing.assert_allclose(decode(path).samples, clip, atol=2.0**-16)
+    windows = [window.samples for window in decode_windows(path, 0.5)]
+    np.testing.assert_allclose(np.concatenate(windows), clip, atol=2.0**-16)
+    last = decode(path, start_s=1.0, duration_s=9.0)
+    np.testing.assert_allclose(last.samples, clip[RATE:], atol=2.0**-16)
+    for n_cut in (1, 20, 5_000):
+        path.write_bytes(whole[:-n_cut] + tail)
+        assert_rejected(path, "truncated", "fetch it again")
 
 
 def test_broken_data_in_a_flac_are_seen(tmp_path: Path, clip: Samples) -> None:
@@ -242,6 +303,22 @@ def test_a_wav_written_to_a_pipe_decodes(tmp_path: Path, clip: Samples, size: in
     content[at : at + 4] = size.to_bytes(4, "little")
     path.write_bytes(content)
     np.testing.assert_allclose(decode(path).samples, clip, atol=2.0**-16)
+
+
+@pytest.mark.parametrize("size", [0, 8, 36])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_a_wav_whose_recorder_stopped_decodes(
+    tmp_path: Path, clip: Samples, size: int, subtype: str
+) -> None:
+    path = write(tmp_path / "clip.wav", clip, "WAV", subtype)
+    whole = path.read_bytes()
+    at = whole.index(b"data") + 4
+    path.write_bytes(
+        whole[:4] + size.to_bytes(4, "little") + whole[8:at] + bytes(4) + whole[at + 4 :]
+    )
+    decoded = decode(path)
+    assert decoded.decoder == "pyav"
+    np.testing.assert_allclose(decoded.samples, clip, atol=2.0**-16)
 
 
 def test_memory_follows_the_data_not_the_header(tmp_path: Path) -> None:
@@ -299,6 +376,7 @@ def test_the_decoders_print_nothing_and_close_the_file(
             whole[:middle],
             whole[:middle] + bytes(99) + whole[middle + 99 :],
             whole + b"junk" * 999,
+            whole + whole,
             whole[300:],
         ):
             path = tmp_path / "clip.mp3"

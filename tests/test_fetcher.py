@@ -40,9 +40,22 @@ class Loads:
             self.most_alive = max(self.most_alive, self.n_alive)
 
 
-def make_fetcher(load: Callable[[int], np.ndarray], n_pieces: int = 8, **changes: int) -> Fetcher:
-    limits = {"max_bytes": 10 * n_pieces, "max_pieces": 100, "n_threads": 1, **changes}
-    return Fetcher(load, np.full(1_000, 10, np.int64), **limits)
+def make_fetcher(
+    load: Callable[[int], np.ndarray],
+    n_pieces: int = 8,
+    *,
+    max_pieces: int = 100,
+    n_threads: int = 1,
+    wait_s: float = HANG_S,
+) -> Fetcher:
+    return Fetcher(
+        load,
+        np.full(1_000, 10, np.int64),
+        max_bytes=10 * n_pieces,
+        max_pieces=lambda: max_pieces,
+        n_threads=n_threads,
+        wait_s=wait_s,
+    )
 
 
 def plan_of(steps: list[list[int]]) -> Iterator[PlannedStep]:
@@ -148,11 +161,30 @@ def test_an_error_of_the_plan_reaches_the_step_it_is_for() -> None:
 
 def test_more_than_fits_at_once_is_refused() -> None:
     fetcher = make_fetcher(Loads(), n_pieces=3)
-    slots = fetcher.hold([1, 2])
     with pytest.raises(StorageError, match=r"`memory_bytes` allows 30; raise it"):
+        fetcher.hold([1, 2, 3, 4])
+    fetcher.release(fetcher.hold([2, 3, 4]))
+    fetcher.close()
+
+
+def test_room_that_nobody_gives_back_is_waited_for_so_long_and_no_longer() -> None:
+    fetcher = make_fetcher(Loads(), n_pieces=3, wait_s=0.001)
+    slots = fetcher.hold([1, 2])
+    with pytest.raises(StorageError, match=r"3 pieces .* 30 bytes, and 20 are in use"):
         fetcher.hold([2, 3, 4])
     fetcher.release(slots)
     fetcher.release(fetcher.hold([2, 3, 4]))
+    fetcher.close()
+
+
+def test_room_that_another_thread_gives_back_is_waited_for() -> None:
+    fetcher = make_fetcher(Loads(), n_pieces=3)
+    slots = fetcher.hold([1, 2])
+    releasing = threading.Thread(target=fetcher.release, args=[slots])
+    with fetcher._changed:  # it gets its turn once we wait
+        releasing.start()
+        fetcher.release(fetcher.hold([2, 3, 4]))
+    releasing.join(HANG_S)
     fetcher.close()
 
 

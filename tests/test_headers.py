@@ -1,10 +1,11 @@
-"""What is missing at the end of a file is seen, wherever it was cut."""
+"""What is missing at the end of a file is seen, wherever it was cut; chains in Ogg are found."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_files import write_soundfile
+from audio_files import write_pyav, write_soundfile
 
 from melstream.pipeline import headers
 
@@ -21,6 +22,10 @@ KINDS = {
     "au": ("AU", "PCM_16"),
     "caf": ("CAF", "PCM_16"),
     "w64": ("W64", "PCM_16"),
+    "mp4": ("mp4", "aac"),
+    "mp4 with its index last": ("ipod", "aac"),
+    "webm": ("webm", "libopus"),
+    "matroska": ("matroska", "aac"),
 }
 ID3 = b"ID3\x04\x00\x00\x00\x00\x01\x02" + bytes(130)  # sizes count seven bits a byte
 
@@ -35,9 +40,21 @@ def is_mpeg_audio(path: Path) -> bool:
         return headers.is_mpeg_audio(file)
 
 
+def is_unfinished_wav(path: Path) -> bool:
+    with path.open("rb") as file:
+        return headers.is_unfinished_wav(file)
+
+
 def write(path: Path, kind: str) -> bytes:
-    write_soundfile(path, NOISE, 16_000, *KINDS[kind])
-    return path.read_bytes()
+    container, codec = KINDS[kind]
+    writer = write_soundfile if container.isupper() else write_pyav
+    return writer(path, NOISE, 16_000, container, codec).read_bytes()
+
+
+def chain_starts(path: Path, content: bytes) -> list[int]:
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        return headers.chain_starts(file)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,6 +85,82 @@ def test_an_ogg_cut_inside_a_page_header_lacks_bytes(tmp_path: Path) -> None:
         assert missing_bytes(path) > 0, n_kept
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mp4 with its index last", "webm", "matroska"])
+@pytest.mark.parametrize("tail", [b"\0", bytes(999), b"TAG" + b"t" * 125, b"APETAGEX" + bytes(24)])
+def test_what_follows_a_container_does_not_count(tmp_path: Path, kind: str, tail: bytes) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(write(path, kind) + tail)
+    assert missing_bytes(path) == 0
+
+
+@pytest.mark.parametrize("is_film", [False, True])
+def test_the_samples_of_an_avi_are_counted_not_their_index(tmp_path: Path, is_film: bool) -> None:
+    path = tmp_path / "clip"
+    whole = write_pyav(path, NOISE, 16_000, "avi", "aac", is_film=is_film).read_bytes()
+    samples_end = whole.rindex(b"idx1")
+    assert samples_end < len(whole)
+    for n_cut in (0, 1, 100):
+        path.write_bytes(whole[: samples_end - n_cut])
+        assert missing_bytes(path) == n_cut
+
+
+def test_an_avi_over_a_gigabyte_goes_on_in_another_riff(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    first = write_pyav(path, NOISE, 16_000, "avi", "aac").read_bytes()
+    samples = b"LIST" + struct.pack("<I", 104) + b"movi" + bytes(100)
+    whole = first + b"RIFF" + struct.pack("<I", 4 + len(samples)) + b"AVIX" + samples
+    for n_cut in (0, 1, 100):
+        path.write_bytes(whole[: len(whole) - n_cut])
+        assert missing_bytes(path) == n_cut
+
+
+@pytest.mark.parametrize(
+    ("header", "n_missing"),
+    [
+        (struct.pack(">I4s", 108, b"mdat"), 7),
+        (struct.pack(">I4sQ", 1, b"mdat", 116), 7),
+        (struct.pack(">I4s", 0, b"mdat"), 0),  # up to the end of the file
+        (struct.pack(">I4s", 108, b"free"), 0),
+        (struct.pack(">I4sQ", 1, b"mdat", 2**64 - 1), 2**64 - 1 - 16 - 93),
+    ],
+)
+def test_a_box_may_declare_its_size_in_several_ways(
+    tmp_path: Path, header: bytes, n_missing: int
+) -> None:
+    path = tmp_path / "clip"
+    kind = struct.pack(">I4s4s4x", 16, b"ftyp", b"isom")
+    path.write_bytes(kind + header + bytes(93))
+    assert missing_bytes(path) == n_missing
+
+
+def test_a_segment_of_open_size_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    whole = write(path, "webm")
+    at = whole.index(b"\x18\x53\x80\x67") + 4
+    path.write_bytes(whole[:at] + b"\x01" + b"\xff" * 7 + whole[at + 8 : -100])
+    assert missing_bytes(path) == 0
+
+
+def test_the_recordings_of_a_chain_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    first, second = write(path, "vorbis"), write(path, "opus")
+    assert chain_starts(path, first) == [0]
+    assert chain_starts(path, first + b"junk" * 99) == [0]
+    assert chain_starts(path, first + first) == [0, len(first)]
+    assert chain_starts(path, first + second + first) == [0, len(first), len(first + second)]
+    assert chain_starts(path, first[:26]) == []  # not a whole page header
+    assert chain_starts(path, first[:40]) == [0]
+    assert chain_starts(path, write(path, "wav")) == []
+
+
+def test_two_streams_side_by_side_are_no_chain(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    first, second = write(path, "vorbis"), write(path, "opus")
+    n_first, n_second = first.index(b"OggS", 4), second.index(b"OggS", 4)
+    pages = [first[:n_first], second[:n_second], first[n_first:], second[n_second:]]
+    assert chain_starts(path, b"".join(pages)) == [0]
+
+
 @pytest.mark.parametrize("size", [0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF])
 def test_a_size_that_is_a_placeholder_says_nothing(tmp_path: Path, size: int) -> None:
     path = tmp_path / "clip"
@@ -82,6 +175,24 @@ def test_a_stub_says_nothing(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "clip"
     path.write_bytes(content)
     assert missing_bytes(path) == 0
+
+
+def test_an_unfinished_wav_is_known_by_its_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    for kind in KINDS:
+        write(path, kind)
+        assert not is_unfinished_wav(path)
+    header = b"RIFF%sWAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8_000, 16_000, 2, 16) + b"data"
+    unfinished = header % bytes(4) + bytes(4) + bytes(100)
+    path.write_bytes(unfinished)
+    assert is_unfinished_wav(path)
+    path.write_bytes(unfinished[:-100])  # without a sample
+    assert not is_unfinished_wav(path)
+    empty_with_a_list = header % struct.pack("<I", 136) + bytes(4) + b"LIST" + bytes(96)
+    path.write_bytes(empty_with_a_list)
+    assert not is_unfinished_wav(path)
+    path.write_bytes(header % struct.pack("<I", 36) + struct.pack("<I", 100) + bytes(200))
+    assert not is_unfinished_wav(path)
 
 
 def test_mpeg_audio_is_known_by_its_first_bytes(tmp_path: Path) -> None:

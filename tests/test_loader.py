@@ -139,6 +139,18 @@ def test_evaluation_pads_to_the_longest_and_marks_what_fills_the_batch(
     assert keys == [small_dataset.key(row) for row in range(60)]
 
 
+def test_a_rank_with_nothing_left_to_evaluate_has_a_batch_of_padding(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "set", [[make_sample(n) for n in range(5)]])
+    batch = Loader(dataset, EvaluationOrder(5, 8), LoaderConfig(), rank=3, world_size=4).batch(0)
+    assert batch.logmel.shape == (2, 4, 64)
+    assert (batch.is_padded, batch.n_frames.tolist(), batch.keys) == (True, [0, 0], ("", ""))
+
+
+def test_masks_of_a_batch_that_is_filled_up_are_refused(small_dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"found an `EvaluationOrder`, .* leave `mask` out"):
+        Loader(small_dataset, EvaluationOrder(60, 16), MASKED)
+
+
 def test_a_short_shard_stops_the_loader_with_its_name(small_dataset: Dataset) -> None:
     path = small_dataset.folder / "train-000002.tar"
     path.write_bytes(path.read_bytes()[:1_000])

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -113,6 +114,40 @@ def test_a_full_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "pwrite", pwrite)
     get(cache, "a")
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["cache", "cache/s"])
+def test_a_folder_that_is_removed_while_it_is_used_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    cache, fetched = open_cache(tmp_path / "cache"), []
+
+    def fetch() -> bytes:
+        fetched.append("a")
+        shutil.rmtree(tmp_path / what)
+        return payload_of("a")
+
+    for _ in range(2):
+        data = cache.get(f"s/a-0-{N_BYTES}.piece", N_BYTES, fetch, wait_s=0.01)
+        assert data.tobytes() == payload_of("a")
+    assert fetched == ["a", "a"]
+    (message,) = caplog.messages  # said once
+    assert f"{tmp_path}/cache cannot be used (No such file or directory)" in message
+    get(cache, "a")  # the folder is made again, and used
+    assert names_in(tmp_path / "cache") == ["a"]
+
+
+def test_a_disk_without_room_for_one_more_file_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(tmp_path)
+
+    def fail(self: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    get(cache, "a")
+    assert "cannot be used (No space left on device); what it cannot keep is" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import itertools
 import multiprocessing
+import os
+import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from melstream.pipeline.pieces import cut_pieces
 from melstream.pipeline.shard_cache import (
     CacheConfig,
     cache_info,
+    clear_cache,
 )
 from melstream.pipeline.shard_source import ShardSource
 from melstream.shards.dataset import Dataset, open_dataset
@@ -307,6 +311,66 @@ def test_a_forked_process_reads_with_threads_of_its_own(
         read_all(source, local)
         child.join(HANG_S)
         assert child.exitcode == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_needs_no_temporary_folder_that_runs_programs(
+    local: Dataset,
+    remote: Callable[..., Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+
+    def read_in_a_fork(n_more: int) -> None:
+        with ShardSource(remote(), small_config()) as source:
+            read_all(source, local)
+        if n_more:
+            start_fork(n_more - 1)
+
+    def start_fork(n_more: int) -> None:
+        fork = multiprocessing.get_context("fork")
+        child = fork.Process(target=read_in_a_fork, args=[n_more])
+        child.start()
+        child.join(HANG_S)
+        assert child.exitcode == 0
+
+    start_fork(1)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_leases_nothing_of_its_parent(
+    local: Dataset, remote: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    goes_on, end = multiprocessing.Pipe()
+    with ShardSource(remote(), small_config(tmp_path)) as source:
+        read_all(source, local)
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=lambda: (end.send("started"), end.recv()))
+        child.start()
+        assert goes_on.recv() == "started"
+    removed, left = clear_cache(tmp_path)
+    goes_on.send("enough")
+    child.join(HANG_S)
+    assert (removed > 0, left) == (True, 0)
+
+
+def test_the_sources_of_a_process_share_half_of_its_file_descriptors(
+    local: Dataset,
+    remote: Callable[..., Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (24, 24))
+    with (
+        ShardSource(remote(), small_config(tmp_path / "a")) as one,
+        ShardSource(remote(), small_config(tmp_path / "b")) as other,
+    ):
+        for source in (one, other, one):
+            read_all(source, local, batch_size=2)
+        links = (Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        files = [link.readlink().name for link in links if link.is_symlink()]
+        assert sum(name.endswith(".piece") for name in files) <= 12
 
 
 def test_processes_share_a_folder_while_one_is_killed_again_and_again(
