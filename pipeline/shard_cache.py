@@ -83,10 +83,12 @@ class CacheConfig(BaseModel):
 
     @field_validator("folder", mode="before")
     @classmethod
-    def _check_is_local(cls, folder: object) -> object:
+    def _read_folder(cls, folder: object) -> object:
         if "://" in str(folder):
             raise ValueError(f"must be on a disk of this machine, found {folder}")
-        return folder
+        if folder == "":
+            raise ValueError("must name a folder, found nothing; leave it out to cache in memory")
+        return Path(folder).expanduser() if isinstance(folder, str | Path) else folder
 
 
 def piece_name(dataset: Dataset, shard: int, first_byte: int, n_bytes: int) -> str:

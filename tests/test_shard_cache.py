@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from melstream.pipeline.shard_cache import (
+    CacheConfig,
     CachedSet,
     ShardCache,
     cache_info,
@@ -224,3 +225,11 @@ def test_a_cache_is_described_and_cleared_by_data_set(tmp_path: Path) -> None:
     assert files_in(tmp_path) == [".usage", "notes.txt"]
     get(cache, "a")  # the cache goes on
     assert cache_info(tmp_path / "nowhere") == []
+
+
+def test_a_folder_is_named_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert CacheConfig.model_validate({"folder": "~/c"}).folder == Path("/home/somebody/c")
+    assert CacheConfig.model_validate({"folder": None}).folder is None
+    with pytest.raises(ValueError, match="must name a folder, found nothing; leave it out"):
+        CacheConfig.model_validate({"folder": ""})
