@@ -10,7 +10,15 @@ import json
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .affine import AffineCode
 from .errors import DatasetError
@@ -20,6 +28,7 @@ from .storage import Storage
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
 CLAIM_NAME = ".build/plan.json"  # says which build an unfinished data set is
+RETRY_NAME = ".build/retry"  # says that shards are being added to a finished one, and which
 MAX_MANIFEST_BYTES = 256 * 2**20  # a million shards need about 150 MB
 
 ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$", max_length=200)]
@@ -52,6 +61,18 @@ class BuildSettings(BaseModel):
     limit: int | None = Field(default=None, description="most clips asked for")
     max_shard_samples: int = Field(description="most clips planned for one shard")
     max_shard_bytes: int = Field(description="most bytes planned for one shard")
+    corpus_options: dict[str, str | bool] | None = Field(
+        default=None,
+        description="options of the corpus reader, but for files and defaults; none: unknown",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unknown options out, as older versions did, so that their bytes are the same."""
+        content = dump(self)
+        if self.corpus_options is None:
+            content.pop("corpus_options", None)
+        return content
 
 
 class Manifest(BaseModel):

@@ -12,7 +12,7 @@ from .errors import DatasetError, ShardError
 from .index import INDEX_NAME, hash_files, hash_index, read_index_files
 from .index_check import find_fault
 from .keys import make_key
-from .manifest import MANIFEST_NAME, manifest_bytes
+from .manifest import MANIFEST_NAME, RETRY_NAME, manifest_bytes
 from .tar_members import split_name
 
 BLOCK_BYTES = 2**22
@@ -67,11 +67,23 @@ def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
         named = {shard.name for shard in manifest.shards}
         for name, _ in storage.list():
             if name.endswith(".tar") and "/" not in name and name not in named:
-                yield ShardError(
-                    f"{dataset.url}/{name} is no shard of this data set, and a reader of all tars "
-                    "would take it for one; remove it",
-                    shard=name,
-                )
+                yield _unnamed(dataset, name)
+
+
+def _unnamed(dataset: Dataset, name: str) -> ShardError:
+    """Say of a tar that the manifest does not name what to do with it."""
+    if dataset.storage.size(RETRY_NAME) is None:
+        remedy = "remove it"
+    else:
+        remedy = (
+            "a 'melstream build --retry-failed' that runs or was interrupted is to add it: let it "
+            "end, or run it again to complete it; until then the data set is as it was"
+        )
+    return ShardError(
+        f"{dataset.url}/{name} is no shard of this data set, and a reader of all tars would take "
+        f"it for one; {remedy}",
+        shard=name,
+    )
 
 
 def _index_fault(dataset: Dataset, *, full: bool) -> str | None:

@@ -28,7 +28,7 @@ from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.build_workers import run_jobs
 from melstream.tools.corpora import folder
 from melstream.tools.corpora.corpus import Clip
-from melstream.tools.coverage import read_total
+from melstream.tools.coverage import Counts, read_total
 
 
 def run(plan: Plan, out: Path, n_jobs: int = 0) -> Manifest:
@@ -334,6 +334,15 @@ def test_a_whole_video_under_the_name_of_a_clip_is_a_reject(corpus: Path, tmp_pa
     listing = replace(listing, clips=tuple(clips))
     plan = make_plan(listing, PlanSettings(corpus="folder", features=SPEC))
     assert run(plan, tmp_path / "out").n_rejects == {"mis_sized": 1}
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_missing(corpus: Path, tmp_path: Path) -> None:
+    plan = plan_of(corpus)
+    gone = plan.listing.clips[3]
+    (corpus / gone.source).unlink()
+    assert run(plan, tmp_path / "out").n_rejects == {"missing": 1}
+    assert read_total(open_storage(tmp_path / "out")) == Counts(12, 11, 11, 1, 0)
+    assert (tmp_path / "out" / "missing.txt").read_text() == f"{gone.source}\n"
 
 
 def test_an_altered_index_is_found(corpus: Path, tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from crashing_path import CrashingPath
 from melstream.pipeline.logmel import LogMel
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.dataset import Dataset, open_dataset
-from melstream.shards.errors import REASONS
+from melstream.shards.errors import REASONS, DatasetError
 from melstream.shards.spec import FeatureSpec
 from melstream.shards.storage import open_storage
 from melstream.shards.verify import find_problems
-from melstream.tools.build import Part, build
+from melstream.tools.build import Part, build, locked
 from melstream.tools.build_plan import Plan, PlanSettings, make_plan
 from melstream.tools.build_workers import run_here, run_jobs
 from melstream.tools.corpora import folder
@@ -73,6 +73,18 @@ def test_a_part_that_was_lost_is_made_good_by_a_build_of_the_whole(
 def test_a_part_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="`--part` must be i/n with i from 1 to n"):
         Part.parse(text)
+
+
+def test_parts_of_unlike_numbers_are_not_built_at_once(corpus: Path, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "out")
+    with (
+        locked(storage, "part-1-of-2"),
+        pytest.raises(DatasetError, match="another process is building"),
+    ):
+        build(plan_of(corpus), storage, run_here, silent)
+    with locked(storage, "part-1-of-2"):
+        build(plan_of(corpus), storage, run_here, silent, Part(2, 2))
+    assert build(plan_of(corpus), storage, run_here, silent).manifest is not None
 
 
 # --- crashes and full disks
@@ -198,6 +210,29 @@ def test_a_short_rest_is_counted_and_no_sample_is_made_of_it(tmp_path: Path) -> 
     assert len(dataset) == 2
     assert dataset.manifest.n_rejects == {"tail": 1}
     assert read_total(dataset.storage) == Counts(1, 1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_whole_video_under_the_name_of_a_clip_gives_no_window(
+    tmp_path: Path, subtype: str
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 5)
+    (tmp_path / "in" / "noise").mkdir(parents=True)
+    soundfile.write(tmp_path / "in" / "noise" / "twice.wav", noise[: 16_000 * 4], 16_000)
+    noise[16_000 * 4 :] = np.nan if subtype == "FLOAT" else noise[16_000 * 4 :]
+    soundfile.write(tmp_path / "in" / "noise" / "video.wav", noise, 16_000, subtype=subtype)
+    listing = folder.scan(tmp_path / "in")
+    clips = tuple(dataclasses.replace(clip, duration_s=2.0) for clip in listing.clips)
+    listing = dataclasses.replace(listing, clips=clips)
+    settings = PlanSettings(corpus="folder", features=SPEC, window_s=1.0)
+    dataset = run(make_plan(listing, settings), tmp_path / "out")
+    assert sources(dataset) == ["noise/twice.wav"] * 4
+    assert dataset.manifest.n_rejects == {"mis_sized": 1}
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["key"] in {clip.key for clip in clips}
+    assert "must have about 2 s by the metadata, found over 4 s" in found["message"]
+    assert read_total(dataset.storage) == Counts(2, 2, 1, 0, 1)
 
 
 def test_a_window_with_a_broken_sample_costs_that_window(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from corpora_files import RECORDING, by_key, place
 
 from melstream.tools.corpora import Clip, csv
+from melstream.tools.corpora.names import possible_keys
 
 
 @pytest.fixture
@@ -182,3 +183,13 @@ def test_wrong_options_are_errors(root: Path) -> None:
     with pytest.raises(ValueError, match="`--label-column` and `--unlabelled` exclude"):
         csv.scan(table, label_column="a", unlabelled=True)
     assert len(by_key(csv.scan(table, label_column="a"))) == 1
+
+
+def test_the_key_of_a_path_is_one_of_two_whatever_stands_beside_it(root: Path) -> None:
+    rows = "a/1.wav,,\na/1.wav,0.25,1\na/1.flac,0.5,\ntalk.wav,,\ntalk.wav,0.125,0.5\n"
+    text = f"path,start,end\n{rows}"
+    listing = csv.scan(write(root, text), start_column="start", end_column="end")
+    places = {clip.source: [] for clip in listing.clips}
+    for clip in listing.clips:
+        places[clip.source].append(possible_keys(clip).index(clip.key))
+    assert places == {"a/1.wav": [1, 1], "a/1.flac": [1], "talk.wav": [0, 0]}

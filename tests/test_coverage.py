@@ -113,6 +113,12 @@ def test_counts_agree_with_a_plain_loop() -> None:
         assert counts.n_present == counts.n_written + counts.n_rejected
 
 
+def test_a_clip_whose_file_was_gone_when_it_was_to_be_read_is_missing(listing: Listing) -> None:
+    coverage = measure_coverage(listing, [make_reject("_c", "missing"), make_reject("b")])
+    assert coverage.total == Counts(5, n_present=2, n_written=1, n_missing=3, n_rejected=1)
+    assert coverage.missing_ids == ("B", "_c", "c")
+
+
 def test_a_listing_without_labels_and_splits_has_a_total_only() -> None:
     listing = Listing(root=Path(), clips=(Clip("a", "a.wav", (), "a.wav"),))
     coverage = measure_coverage(listing, ())

@@ -1,5 +1,6 @@
 """Each planted fault gives its warning, with numbers and a remedy; a clean set gives none."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -134,6 +135,31 @@ def test_many_rejects_are_told(tmp_path: Path) -> None:
     assert codes(found.warnings) == ["rejects"]
     assert_says(found.warnings[0], r"35 files \(8 %\) could not .* undecodable \(30\)")
     assert [r.reason for r in found.rejects] == ["missing", "undecodable", "silent"]
+
+
+def with_coverage(dataset: Dataset, n_rejected: int) -> Dataset:
+    """A data set whose files were listed, and some of them rejected."""
+    counts = {"n_listed": 20, "n_present": 20, "n_written": 20 - n_rejected}
+    total = counts | {"n_missing": 0, "n_rejected": n_rejected}
+    dataset.storage.write("coverage.json", json.dumps({"total": total}).encode())
+    return dataset
+
+
+def test_rejected_files_are_not_mixed_with_windows(tmp_path: Path) -> None:
+    rejects = {"silent": 59, "tail": 3, "undecodable": 2}
+    found = inspect_dataset(with_coverage(write(tmp_path / "set", clean(), n_rejects=rejects), 2))
+    assert codes(found.warnings) == ["rejects"]
+    assert_says(
+        found.warnings[0],
+        r"^2 files \(10 %\) could not be used, for these reasons, windows of other files counted "
+        r"too: silent \(59\), undecodable \(2\)$",
+    )
+
+
+def test_files_that_were_gone_are_not_called_rejected(tmp_path: Path) -> None:
+    """Older versions counted files that vanished during a build as rejected."""
+    dataset = write(tmp_path / "set", clean(), n_rejects={"missing": 5})
+    assert inspect_dataset(with_coverage(dataset, 5)).warnings == ()
 
 
 def test_a_band_that_hardly_changes_is_told(tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_any_altered_byte_of_a_shard_is_found_with_shard_and_key(small_dataset: 
             path.write_bytes(whole)
 
 
+def test_a_tar_that_a_retry_is_to_add_is_not_to_be_removed(small_dataset: Dataset) -> None:
+    (small_dataset.folder / "train-000005.tar").write_bytes(b"")
+    (problem,) = problems(small_dataset.folder)
+    assert str(problem).endswith("would take it for one; remove it")
+    (small_dataset.folder / ".build").mkdir()
+    (small_dataset.folder / ".build" / "retry").write_text("which one")
+    (problem,) = problems(small_dataset.folder)
+    assert "'melstream build --retry-failed' that runs or was interrupted" in str(problem)
+    assert "run it again to complete it" in str(problem)
+    assert "remove" not in str(problem)
+
+
 @pytest.mark.parametrize("n_bytes", [1, 512, 10_000])
 def test_a_shard_that_lost_its_end_is_found(small_dataset: Dataset, n_bytes: int) -> None:
     path = small_dataset.folder / small_dataset.manifest.shards[2].name

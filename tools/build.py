@@ -109,7 +109,7 @@ def build(
         return BuildReport(storage.url, manifest, 0, (), time.monotonic() - start)
     prefix = _claim(plan, storage)
     jobs = [make_job(plan, storage, prefix, shard) for shard in range(plan.n_shards)]
-    with locked(storage, f"part-{part.number}-of-{part.n_parts}"):
+    with _locked_part(storage, part):
         done = done_shards(storage)
         todo = [job for job in jobs if job.number not in done and part.has(job.number)]
         n_skipped = sum(len(job.clips) for job in jobs if job.number in done)
@@ -135,7 +135,9 @@ def find_built(plan: Plan, storage: Storage) -> Manifest | None:
         if changed:
             cause, remedy = "built with other options: now " + ", ".join(changed), ""
         else:
-            cause = "built of other files (by name and size) or by another version"
+            cause = (
+                "built of other files (by name and size), labels or splits, or by another version"
+            )
             remedy = ", or try what was missing, rejected or is new with --retry-failed"
         raise DatasetError(
             f"{storage.url} holds another data set ({many(found.n_samples, 'sample')}), {cause}; "
@@ -222,4 +224,20 @@ def locked(storage: Storage, name: str, *, waits: bool = False) -> Iterator[None
             raise DatasetError(
                 f"another process is building in {storage.url}; let it finish"
             ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _locked_part(storage: Storage, part: Part) -> Iterator[None]:
+    """Hold a part, while nobody builds parts of another number: their shards are the same.
+
+    Raises:
+        DatasetError: another process builds this part, or such a one.
+    """
+    with locked(storage, f"part-{part.number}-of-{part.n_parts}"):
+        if storage.folder is not None:
+            for path in sorted((storage.folder / STAGING_NAME).glob("part-*-of-*.lock")):
+                if not path.stem.endswith(f"-of-{part.n_parts}"):
+                    with locked(storage, path.stem):
+                        pass
         yield

@@ -83,12 +83,15 @@ def assemble(
     old = None if base is None else base.dataset.manifest
     index_name = INDEX_NAME if old is None else next_index_name(old.index_name)
     tables = write_tables(storage, index, sums, name=index_name)
-    tables["n_rejects"] = _write_rejects(storage, plan, rejects)
+    place = "" if old is None else _staged(index_name)
+    tables["n_rejects"] = _write_rejects(storage, f"{place}{REJECTS_NAME}", plan, rejects)
     coverage = measure_coverage(plan.listing, rejects)
-    storage.write(COVERAGE_NAME, (json.dumps(coverage.as_json(), indent=1) + "\n").encode())
-    storage.write(MISSING_NAME, coverage.missing_text().encode())
+    content = (json.dumps(coverage.as_json(), indent=1) + "\n").encode()
+    storage.write(f"{place}{MISSING_NAME}", coverage.missing_text().encode())
+    storage.write(f"{place}{COVERAGE_NAME}", content)
     manifest = _make_manifest(plan, old, [entry for _, entry in parts], records, tables)
-    write_card(storage, manifest)
+    if old is None:
+        write_card(storage, manifest)
     write_manifest(storage, manifest)
     remove_leftovers(storage, manifest)
     return manifest, coverage
@@ -117,8 +120,25 @@ def next_index_name(name: str) -> str:
     return f"index-{1 + int(generation[1]) if generation else 1}.zarr"
 
 
+def _staged(index_name: str) -> str:
+    """Return the folder of what describes a set that is added to, until its manifest stands."""
+    return f"{STAGING_NAME}/{index_name}/"
+
+
+def publish(storage: Storage, manifest: Manifest) -> None:
+    """Put what describes a data set that was added to in its place, if that is still to do."""
+    staged = _staged(manifest.index_name)
+    if storage.size(f"{staged}{COVERAGE_NAME}") is None:
+        return
+    write_card(storage, manifest)
+    for name in (REJECTS_NAME, MISSING_NAME, COVERAGE_NAME):  # the last says that it is to do
+        with contextlib.suppress(FileNotFoundError):  # moved before a kill
+            storage.move(f"{staged}{name}", name)
+
+
 def remove_leftovers(storage: Storage, manifest: Manifest) -> None:
     """Remove what a build leaves beside a finished data set, also one that was killed."""
+    publish(storage, manifest)
     storage.delete_all(f"{STAGING_NAME}/")
     prefix = re.escape(manifest.shards[0].name.rpartition("-")[0])
     named = {shard.name for shard in manifest.shards}
@@ -182,12 +202,14 @@ def _require_unique(keys: npt.NDArray[np.bytes_]) -> None:
         )
 
 
-def _write_rejects(storage: Storage, plan: Plan, rejects: Sequence[Reject]) -> dict[str, int]:
-    """Write ``rejects.jsonl``, sorted by key; return the counts by reason."""
+def _write_rejects(
+    storage: Storage, name: str, plan: Plan, rejects: Sequence[Reject]
+) -> dict[str, int]:
+    """Write ``rejects.jsonl`` as ``name``, sorted by key; return the counts by reason."""
     error = SampleError(REASONS["missing"], reason="missing")
     missing = (reject(clip, error) for clip in plan.missing)
     counts: Counter[str] = Counter()
-    with storage.writer(REJECTS_NAME) as file:
+    with storage.writer(name) as file:
         for found in heapq.merge(missing, rejects, key=lambda found: found.key):
             counts[found.reason] += 1
             file.write(f"{found.model_dump_json()}\n".encode())

@@ -60,6 +60,7 @@ class ShardJob:
         settings: how clips become samples.
         storage: the data set.
         crashed: places of clips that made the decoder crash; they are not tried.
+        written: keys of windows that the data set has already.
     """
 
     number: int
@@ -71,6 +72,7 @@ class ShardJob:
     settings: PlanSettings
     storage: Storage
     crashed: tuple[int, ...] = ()
+    written: frozenset[str] = frozenset()
 
     @property
     def index_name(self) -> str:
@@ -83,7 +85,15 @@ class ShardJob:
         return f"{STAGING_NAME}/part-{self.number:06d}.json"
 
 
-def make_job(plan: Plan, storage: Storage, prefix: str, shard: int, *, first: int = 0) -> ShardJob:
+def make_job(
+    plan: Plan,
+    storage: Storage,
+    prefix: str,
+    shard: int,
+    *,
+    first: int = 0,
+    written: frozenset[str] = frozenset(),
+) -> ShardJob:
     """Make the job of one shard of a plan.
 
     Args:
@@ -92,6 +102,7 @@ def make_job(plan: Plan, storage: Storage, prefix: str, shard: int, *, first: in
         prefix: first part of the shards' names.
         shard: place in the plan.
         first: number of the plan's first shard in the data set.
+        written: keys of windows that the data set has already.
     """
     return ShardJob(
         number=first + shard,
@@ -102,6 +113,7 @@ def make_job(plan: Plan, storage: Storage, prefix: str, shard: int, *, first: in
         split_names=plan.listing.splits,
         settings=plan.settings,
         storage=storage,
+        written=written,
     )
 
 

@@ -74,6 +74,11 @@ class PlanSettings(BaseModel):
     max_shard_bytes: int = Field(
         default=256 * 10**6, ge=1, description="most bytes in one shard, by a guess from file sizes"
     )
+    corpus_options: dict[str, str | bool] | None = Field(
+        default=None,
+        exclude=True,  # from the plan's hash: the clips, which they decide, are in it
+        description="options of the corpus reader, but for files and defaults; none: unknown",
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
@@ -148,7 +153,21 @@ def changed_options(plan: Plan, built: Manifest) -> list[str]:
         for name in features
         if features[name] != others[name]
     ]
-    return changed
+    return changed + _changed_corpus_options(plan.settings.corpus_options, built.build)
+
+
+def _changed_corpus_options(
+    wanted: dict[str, str | bool] | None, built: BuildSettings
+) -> list[str]:
+    """Name the corpus's own options that differ; older versions did not keep them."""
+    found = built.corpus_options
+    if wanted is None or found is None:
+        return []
+    return [
+        f"--{name} {wanted.get(name, 'not given')} (was {found.get(name, 'not given')})"
+        for name in sorted(wanted | found)
+        if wanted.get(name) != found.get(name)
+    ]
 
 
 def make_plan(listing: Listing, settings: PlanSettings) -> Plan:

@@ -5,7 +5,9 @@ What a job is, and what a finished one leaves, stands in ``build_job``.
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..pipeline.logmel import LogMel
 from ..pipeline.quality import bandwidth_hz
 from ..pipeline.waveform import LoadedWaveform, prepare
 from ..shards.errors import SampleError
-from ..shards.keys import window_key
+from ..shards.keys import stem_of_window, window_key, window_stem
 from ..shards.writer import Sample, SampleInfo, write_shard
 from .band_sums import BandSums
 from .build_job import DoneRecord, Reject, ShardJob, reject, write_part
@@ -26,6 +28,7 @@ from .stage_clock import StageClock
 
 MIN_TAIL = 0.1  # of a window: a shorter rest of a recording is left out
 MAX_LENGTHS = 2.0  # of the duration in the metadata; downloads cut at key frames are a bit longer
+PROBE_S = 0.01  # a few samples, at any rate that decodes
 
 
 def build_shard(job: ShardJob, on_clip: Callable[[int], None]) -> DoneRecord:
@@ -87,18 +90,20 @@ class _SampleMaker:
         self._job = job
         self._clock = clock
         self._logmel = LogMel(job.settings.features)
+        self._written_stems = set(map(stem_of_window, job.written))
 
     def make(self, clip: Clip, *, has_crashed: bool) -> Iterator[Sample | Reject]:
         """Make one sample of a clip, or one per window; rejects stand for what did not become one.
 
-        A clip of which nothing is left is one reject, under its own key.
+        A clip of which nothing is left is one reject, under its own key. Windows that the data
+        set has already are passed over.
         """
-        if has_crashed:
-            message = "the decoder's process died on this file"
-            yield reject(clip, SampleError(message, reason="crashed"))
-            return
         rejects: list[Reject] = []
-        n_made, end_s = 0, clip.offset_s or 0.0
+        is_kept, end_s = window_stem(clip.key) in self._written_stems, clip.offset_s or 0.0
+        if has_crashed:
+            error = SampleError("the decoder's process died on this file", reason="crashed")
+            yield reject(clip, error, key=self._key(clip, end_s) if is_kept else None)
+            return
         audio = self._decoded(clip)
         while True:
             key = self._key(clip, end_s)  # of the window to come
@@ -108,15 +113,17 @@ class _SampleMaker:
                     break
                 end_s = decoded.start_s + decoded.duration_s
                 key = self._key(clip, decoded.start_s)
-                self._require_length(clip, decoded)
+                if key in self._job.written:
+                    continue
+                self._require_no_tail(clip, decoded)
                 sample = self._sample(clip, key, decoded)
             except Exception as error:
                 found = _as_sample_error(error)
                 rejects.append(reject(clip, found, root=self._job.root, key=key))
             else:
-                n_made += 1
+                is_kept = True
                 yield sample
-        if rejects and not n_made:
+        if rejects and not is_kept:
             rejects = [rejects[0].model_copy(update={"key": clip.key})]
         yield from rejects
 
@@ -129,10 +136,14 @@ class _SampleMaker:
         if clip.offset_s is not None:
             segment = {"start_s": clip.offset_s, "duration_s": clip.duration_s}
         if window_s is not None:
+            with self._clock("decode"):
+                _require_end(clip, path)
             yield from self._clock.iterate("decode", decode_windows(path, window_s, **segment))
             return
         with self._clock("decode"):
             decoded = decode(path, **segment)
+        if decoded.duration_s > _longest_s(clip):
+            raise _mis_sized(clip, f"{decoded.duration_s:.1f} s")
         yield decoded
 
     def _key(self, clip: Clip, start_s: float) -> str:
@@ -140,15 +151,7 @@ class _SampleMaker:
             return clip.key
         return window_key(clip.key, round(1_000 * (start_s - (clip.offset_s or 0.0))))
 
-    def _require_length(self, clip: Clip, decoded: Decoded) -> None:
-        end_s = decoded.start_s + decoded.duration_s
-        if clip.offset_s is None and clip.duration_s and end_s > MAX_LENGTHS * clip.duration_s:
-            raise SampleError(
-                f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found "
-                f"{end_s:.1f} s; if the file is the whole recording and not the clip, cut it "
-                "(audioset, vggsound: --whole-videos; csv: --start-column)",
-                reason="mis_sized",
-            )
+    def _require_no_tail(self, clip: Clip, decoded: Decoded) -> None:
         window_s = self._job.settings.window_s
         is_first = decoded.start_s <= (clip.offset_s or 0.0)
         if window_s and not is_first and decoded.duration_s < MIN_TAIL * window_s:
@@ -199,6 +202,35 @@ class _SampleMaker:
             split=job.split_names[clip.split] if clip.split >= 0 else None,
             events=_events_within(clip, job.label_names, offset_s, audio.duration_s),
         )
+
+
+def _longest_s(clip: Clip) -> float:
+    """Say how long the file of a clip may be to be the clip, in seconds."""
+    if clip.offset_s is not None or not clip.duration_s:
+        return math.inf
+    return MAX_LENGTHS * clip.duration_s
+
+
+def _require_end(clip: Clip, path: Path) -> None:
+    """Refuse a file that goes on where its clip must have ended, before a window is made of it."""
+    longest_s = _longest_s(clip)
+    if longest_s == math.inf:
+        return
+    try:
+        decode(path, start_s=longest_s, duration_s=PROBE_S)
+    except SampleError as error:
+        if error.reason != "not_finite":  # it has ended, or its windows will say why not
+            return
+    raise _mis_sized(clip, f"over {longest_s:g} s")
+
+
+def _mis_sized(clip: Clip, found: str) -> SampleError:
+    return SampleError(
+        f"{clip.source} must have about {clip.duration_s:g} s by the metadata, found {found}; if "
+        "the file is the whole recording and not the clip, cut it (audioset, vggsound: "
+        "--whole-videos; csv: --start-column)",
+        reason="mis_sized",
+    )
 
 
 def _events_within(

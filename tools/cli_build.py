@@ -101,7 +101,12 @@ def _features(preset: str, storage: Storage) -> FeatureSpec:
     return FeatureSpec.model_validate({**PRESETS[preset].model_dump(), "storage_dtype": storage})
 
 
-def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> None:
+def _run(
+    corpus: str,
+    scan: Callable[[], Listing],
+    options: dict[str, Any],
+    corpus_options: dict[str, str | bool],
+) -> None:
     from ..shards.storage import open_storage
     from .build import WHOLE, Part, build
     from .build_plan import PlanSettings, make_plan
@@ -119,6 +124,7 @@ def _run(corpus: str, scan: Callable[[], Listing], options: dict[str, Any]) -> N
         limit=options["limit"],
         max_shard_samples=options["shard_samples"],
         max_shard_bytes=round(options["shard_mb"] * 1e6),
+        corpus_options=corpus_options,
     )
     storage, part = open_storage(options["out"]), Part.parse(options["part"])
     if options["retry_failed"] and (part != WHOLE or options["dry_run"]):
@@ -192,6 +198,18 @@ def _show(
         print_table(found, out_console)
 
 
+def _corpus_options(
+    own: Sequence[signatures.Parameter], options: dict[str, Any]
+) -> dict[str, str | bool]:
+    """Return what was chosen of a corpus's own options, but for files, which may move."""
+    chosen = {p.name: options[p.name] for p in own if options[p.name] != p.default}
+    return {
+        name.replace("_", "-"): value
+        for name, value in chosen.items()
+        if isinstance(value, str | bool)
+    }
+
+
 def _build_command(name: str, scan: Callable[..., Listing]) -> Callable[..., None]:
     """Make the command of one corpus: its own options, then those that all have."""
     common = signatures.signature(_build_options).parameters
@@ -199,7 +217,7 @@ def _build_command(name: str, scan: Callable[..., Listing]) -> Callable[..., Non
 
     def command(**options: Any) -> None:
         shared = {key: options.pop(key) for key in common}
-        _run(name, lambda: scan(**options), shared)
+        _run(name, lambda: scan(**options), shared, _corpus_options(own, options))
 
     parameters = [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in common.values())]
     command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ only be compared by those who say which clips they have. ``hash_ids`` says it in
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ..shards.storage import Storage
 from .build_job import Reject
-from .corpora.corpus import Listing
+from .corpora.corpus import Clip, Listing
 
 COVERAGE_NAME = "coverage.json"
 _WRITTEN, _REJECTED, _MISSING = range(3)
@@ -105,12 +105,13 @@ def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
     Args:
         listing: what a corpus lists.
         rejects: what a build of it did not write; those whose key is not a clip's, such as
-            of a part of a clip, count for none.
+            of a part of a clip, count for none. A clip whose file was gone when it was to be
+            read is as missing as one without a file.
 
     Returns:
         Counts and hashes.
     """
-    states = _states(listing, {found.key for found in rejects})
+    states = _states(listing, {found.key: found.reason for found in rejects})
     keys = np.array([clip.key for clip in listing.clips], dtype=object)
     splits = np.fromiter((clip.split for clip in listing.clips), np.int64, len(keys))
     n_labels = np.fromiter((len(clip.labels) for clip in listing.clips), np.int64, len(keys))
@@ -118,6 +119,7 @@ def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
         chain.from_iterable(clip.labels for clip in listing.clips), np.int64, n_labels.sum()
     )
     in_split = splits >= 0
+    missing = np.flatnonzero(states == _MISSING).tolist()
     by_split = _count(splits[in_split], states[in_split], len(listing.splits))
     return Coverage(
         total=_count(np.zeros_like(states), states, 1)[0],
@@ -129,7 +131,7 @@ def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
         classes=_count(labels, np.repeat(states, n_labels), len(listing.label_names)),
         label_names=listing.label_names,
         label_ids=listing.label_ids,
-        missing_ids=tuple(sorted(clip.source for clip in listing.clips if clip.path is None)),
+        missing_ids=tuple(sorted(listing.clips[place].source for place in missing)),
         listed_hash=hash_ids(keys.tolist()),
         written_hash=hash_ids(keys[states == _WRITTEN].tolist()),
     )
@@ -188,16 +190,14 @@ def print_coverage(coverage: Coverage, console: Console, *, top: int = 10) -> No
     )
 
 
-def _states(listing: Listing, rejected: set[str]) -> npt.NDArray[np.int64]:
-    """Say of each clip what became of it, shape (n_clips,)."""
-    return np.fromiter(
-        (
-            _MISSING if clip.path is None else _REJECTED if clip.key in rejected else _WRITTEN
-            for clip in listing.clips
-        ),
-        np.int64,
-        len(listing.clips),
-    )
+def _states(listing: Listing, reasons: Mapping[str, str]) -> npt.NDArray[np.int64]:
+    """Say of each clip what became of it, shape (n_clips,); ``reasons`` are those of rejects."""
+
+    def state(clip: Clip) -> int:
+        reason = "missing" if clip.path is None else reasons.get(clip.key)
+        return _WRITTEN if reason is None else _MISSING if reason == "missing" else _REJECTED
+
+    return np.fromiter(map(state, listing.clips), np.int64, len(listing.clips))
 
 
 def _count(

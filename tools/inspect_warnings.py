@@ -10,7 +10,7 @@ from statistics import median
 
 from .hours import percent
 from .inspect_figures import CLIPPED, DC_OFFSET, NARROW_BAND, SILENT
-from .inspection import Finding, Inspection, Leak
+from .inspection import Finding, Inspection, Leak, RejectFigures
 
 DUPLICATE_SHARE = 0.01
 SILENT_SHARE = 0.01
@@ -160,21 +160,31 @@ def _unlabelled(found: Inspection) -> Finding | None:
 
 
 def _rejects(found: Inspection) -> Finding | None:
+    reasons = [r for r in found.rejects if r.reason not in NOT_FOUND]
+    n_inputs = sum(r.n_inputs for r in reasons)
     if found.coverage is None:
-        n_bad = sum(r.n_inputs for r in found.rejects if r.reason not in NOT_FOUND)
+        n_bad = n_inputs
         share = n_bad / (n_bad + found.totals.n_samples)
     else:  # of a set of windows the samples are not what was found
         n_bad, share = found.coverage.n_rejected, found.coverage.rejected_share
-    if share < REJECT_SHARE or found.label is not None:
+    if share < REJECT_SHARE or found.label is not None or not reasons:
         return None
-    worst = next(r for r in found.rejects if r.reason not in NOT_FOUND)
     return Finding(
         code="rejects",
-        message=f"{n_bad:,} files ({percent(share)}) could not be used, most of them "
-        f"{worst.reason} ({worst.n_inputs:,}): {worst.meaning}",
+        message=f"{n_bad:,} files ({percent(share)}) could not be used, "
+        f"{_why(reasons, n_bad, n_inputs)}",
         remedy="rejects.jsonl names each; mend or download them again, then 'melstream build … "
         "--retry-failed' adds them",
     )
+
+
+def _why(reasons: Sequence[RejectFigures], n_files: int, n_inputs: int) -> str:
+    """Say why files were rejected; with the windows of others the counts do not tell of which."""
+    if n_inputs == n_files:
+        worst = reasons[0]
+        return f"most of them {worst.reason} ({worst.n_inputs:,}): {worst.meaning}"
+    named = _named([f"{r.reason} ({r.n_inputs:,})" for r in reasons])
+    return f"for these reasons, windows of other files counted too: {named}"
 
 
 def _clipped(found: Inspection) -> Finding | None:

@@ -32,7 +32,7 @@ from .labels import (
     require_separator,
     split_labels,
 )
-from .names import short_names
+from .names import short_names, times_text
 from .tables import at_line, parse_seconds, read_rows, read_table
 
 EXAMPLE = (
@@ -107,14 +107,6 @@ class _Row:
     labels: tuple[str, ...]
     split: str
     id: str | None
-
-    @property
-    def times(self) -> str:
-        """The times as part of a name; nothing where the file is the clip."""
-        if self.offset_s is None:
-            return ""
-        end = "" if self.duration_s is None else f"_{_text(self.offset_s + self.duration_s)}"
-        return f"_{_text(self.offset_s)}{end}"
 
 
 def scan(
@@ -324,9 +316,10 @@ def _make_clips(
     clips = []
     for row in rows:
         name = printable(row.path)
+        times = times_text(row.offset_s, row.duration_s)
         clips.append(
             Clip(
-                key=make_key(row.id or short[name] + row.times),
+                key=make_key(row.id or short[name] + times),
                 path=row.path if is_file(row.path) else None,
                 labels=tuple(sorted({index[label] for label in row.labels})),
                 source=name,
@@ -337,8 +330,3 @@ def _make_clips(
             )
         )
     return tuple(sorted(clips, key=lambda clip: clip.key))
-
-
-def _text(seconds: float) -> str:
-    """Write a time, the same where it is the same to the microsecond."""
-    return f"{seconds:.6f}".rstrip("0").rstrip(".")

@@ -3,6 +3,9 @@
 from collections import Counter
 from collections.abc import Collection
 
+from ...shards.keys import make_key
+from .corpus import Clip
+
 
 def stem_of(name: str) -> str:
     """Cut the suffix of a path.
@@ -23,3 +26,30 @@ def short_names(names: Collection[str]) -> dict[str, str]:
     """
     n_same = Counter(map(stem_of, names))
     return {name: stem_of(name) if n_same[stem_of(name)] == 1 else name for name in names}
+
+
+def times_text(offset_s: float | None, duration_s: float | None) -> str:
+    """Write a clip's times in its file as part of a name; nothing where the file is the clip.
+
+    >>> times_text(0.5, 10.0), times_text(0.5, None), times_text(None, 10.0)
+    ('_0.5_10.5', '_0.5', '')
+    """
+    if offset_s is None:
+        return ""
+    end = "" if duration_s is None else f"_{_text(offset_s + duration_s)}"
+    return f"_{_text(offset_s)}{end}"
+
+
+def possible_keys(clip: Clip) -> tuple[str, str]:
+    """Return the keys a clip can have by its path: alone, and beside files of the same stem.
+
+    >>> possible_keys(Clip("2", "2.wav", (), "2.wav"))
+    ('2', '2_wav-e02b040c5f15cce5')
+    """
+    times = times_text(clip.offset_s, clip.duration_s)
+    return make_key(stem_of(clip.source) + times), make_key(clip.source + times)
+
+
+def _text(seconds: float) -> str:
+    """Write a time, the same where it is the same to the microsecond."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
