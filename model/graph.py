@@ -92,7 +92,7 @@ def write_onnx(model: AudioModel, path: Path) -> None:
 
 
 def write_program(model: AudioModel, path: Path) -> None:
-    """Write a file that ``torch.export.load`` reads; one sound of any length goes in.
+    """Write a file that ``torch.export.load`` reads; one sound of two latent steps or more goes in.
 
     Args:
         model: on the CPU.

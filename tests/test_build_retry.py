@@ -50,6 +50,11 @@ def retry(plan: Plan, out: Path) -> Manifest:
     return report.manifest
 
 
+def killed(*arguments: object, **options: object) -> None:
+    """Stand for a function in which the process dies."""
+    raise KeyboardInterrupt
+
+
 def test_what_was_rejected_and_is_mended_is_added(corpus: Path, tmp_path: Path) -> None:
     held = with_bad_files(corpus)
     out = tmp_path / "out" / "train"
@@ -91,9 +96,6 @@ def test_a_retry_that_was_interrupted_goes_on(
         path.write_bytes(payload)
     plan = plan_of(corpus)
     retry(plan, tmp_path / "one" / "train")
-
-    def killed(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
 
     monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -182,9 +184,6 @@ def test_a_retry_given_up_leaves_no_shard_behind(
     before = content(out)
     for path, payload in held.items():
         path.write_bytes(payload)
-
-    def killed(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
 
     monkeypatch.setattr("melstream.tools.build_assemble.concatenate", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -403,9 +402,6 @@ def test_what_describes_the_set_changes_after_its_manifest(
     before = content(out)
     for path, payload in held.items():
         path.write_bytes(payload)
-
-    def killed(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
 
     monkeypatch.setattr(f"melstream.tools.build_assemble.{at}", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -97,7 +97,8 @@ def _onnx_use(card: ModelCard) -> str:
 
 def _program_use(card: ModelCard) -> str:
     outputs = "frames, scores" if card.kind == "tagger" else "(frames,)"
-    return "With PyTorch alone, one sound at a time:\n\n" + _python(
+    shortest_s = 2 * card.encoder.stride / card.features.frame_rate_hz
+    return f"With PyTorch alone, one sound of {shortest_s:g} s or more at a time:\n\n" + _python(
         [
             "import torch",
             "",
