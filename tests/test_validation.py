@@ -1,6 +1,8 @@
 """Fine-tuning with held-out data: the best weights become the model, and are measured."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 from test_training import CPU, SMALL, assert_same_run
-from test_training_survival import checkpoint, crash, run_finetune
+from test_training_survival import checkpoint, crash, die_at, run_finetune
 
 from melstream.model.checkpoint import load_checkpoint
+from melstream.model.tagger import Tagger
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError
 from melstream.tools import evaluate as evaluate_module
@@ -188,15 +191,34 @@ def test_a_run_that_died_while_it_validated_loses_nothing(
             run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
     assert checkpoint(tmp_path / "broken", 4).is_dir()
     run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True, resume=True)
-    whole, broken = (
-        [
-            {name: line[name] for name in line if name.startswith(("step", "valid"))}
-            for line in lines
-        ]
-        for lines in map(entries, (tmp_path / "whole", tmp_path / "broken"))
-    )
-    assert whole == broken
+    assert validations(tmp_path / "whole") == validations(tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("step", [3, 6])  # the last one is no other
+def test_a_run_that_is_told_to_stop_while_it_validates_stops_there(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    sets = [*SMALL, "train.steps=6", "train.validate_every=3"]
+    monkeypatch.setattr(evaluate_module, "BATCH_SIZE", 8)
+    run_finetune(data, tmp_path / "whole", quiet, *sets, valid=True)
+    original, asked = Tagger.scores, []
+
+    def scores(self: Tagger, logits: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, logits)
+
+    with monkeypatch.context() as patch:
+        die_at(patch, step - 1, lambda: patch.setattr(Tagger, "scores", scores))
+        result = run_finetune(data, tmp_path / "broken", quiet, *sets, valid=True)
+    assert (result.is_complete, result.step, len(asked)) == (False, step, 1)
+    assert checkpoint(tmp_path / "broken", step).is_dir()
+    assert run_finetune(
+        data, tmp_path / "broken", quiet, *sets, valid=True, resume=True
+    ).is_complete
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert validations(tmp_path / "whole") == validations(tmp_path / "broken")
 
 
 def said(console: Console) -> str:
@@ -205,6 +227,13 @@ def said(console: Console) -> str:
 
 def entries(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def validations(run: Path) -> list[dict[str, float]]:
+    return [
+        {name: line[name] for name in line if name.startswith(("step", "valid"))}
+        for line in entries(run)
+    ]
 
 
 def test_processes_share_the_clips_of_a_validation(

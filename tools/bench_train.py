@@ -1,9 +1,10 @@
 """``melstream bench train``: what a training step costs, beside named peers in the same run.
 
-A step is one of ``melstream pretrain``: forward, loss, backward, AdamW. Its operations are
-counted by ``torch.utils.flop_counter``: matrix products and attention, forward and backward,
-without what activation checkpointing computes again, and without the depthwise convolutions:
-they are under 1 % of it, but the counter takes their gradients for those of full ones.
+A step is one of ``melstream pretrain``, by the same code: forward, loss, backward, clipping,
+AdamW. Its operations are counted by ``torch.utils.flop_counter``: matrix products and
+attention, forward and backward, without what activation checkpointing computes again, and
+without the depthwise convolutions: they are under 1 % of it, but the counter takes their
+gradients for those of full ones.
 The peak they are held against is the best of several square matrix products in the same
 type on the same device, and the data sheet's of GPUs that are known here.
 """
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,24 +24,25 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.encoder import AudioEncoder, EncoderConfig
 from ..model.objectives import build_objective
-from ..model.optim import OptimConfig, build_optimizer, parameter_groups
+from ..model.optim import OptimConfig
 from ..model.pretraining import PretrainingModel
-from ..pipeline.batch import Batch
+from ..pipeline.batch import Batch, on_device
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.masks import MaskConfig, count_masked
 from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import open_dataset
 from .bench_memory import current_bytes, peak_bytes, reset_peak
+from .distributed import World
+from .pretrain import pretraining_learner, pretraining_losses
+from .recipe import TrainConfig
+from .train_step import Updater
 from .utilisation import peak_flops as data_sheet_flops
 
 WARMUP_STEPS = 2
-
-Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +131,9 @@ def flops_per_sample(settings: TrainSettings) -> int:
     """Count the operations of one step per sample, forward and backward."""
     encoder = settings.encoder.model_copy(update={"checkpoints_activations": False})
     model = PretrainingModel(AudioEncoder(encoder), build_objective("wav2vec2", {}, encoder))
-    inputs = synthetic_batch(settings, 1)
+    batch = synthetic_batch(settings, 1).to(settings.device)
     with FlopCounterMode(display=False) as counter:
-        model.to(settings.device)(*inputs)["loss"].backward()
+        pretraining_losses(model.to(settings.device), batch)["loss"].backward()
     counts = counter.get_flop_counts()["Global"]
     return sum(n for op, n in counts.items() if "convolution" not in str(op))
 
@@ -198,31 +202,29 @@ def _measure(
     )
 
 
-def training_step(settings: TrainSettings) -> Callable[[Inputs], None]:
-    """Give a fresh model's training step: forward, loss, backward, AdamW."""
+def training_step(settings: TrainSettings) -> Callable[[Batch], object]:
+    """Give a fresh model's training step."""
     torch.manual_seed(0)
     encoder = AudioEncoder(settings.encoder)
     model = PretrainingModel(encoder, build_objective("wav2vec2", {}, settings.encoder))
-    model.to(settings.device).train()
-    optimizer = build_optimizer(parameter_groups(model, 1e-4, 0.01), OptimConfig())
-    losses = torch.compile(model) if settings.compiles else model
-
-    def step(inputs: Inputs) -> None:
-        with settings.autocast():
-            loss = losses(*inputs)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    optim = OptimConfig(warmup_steps=0)
+    train = TrainConfig(
+        steps=WARMUP_STEPS + settings.n_steps,
+        precision=settings.precision,
+        compile=settings.compiles,
+    )
+    learner = pretraining_learner(model.to(settings.device), optim)
+    updater = Updater(learner, train=train, optim=optim, world=World(settings.device))
+    updater.train_mode(0)
+    return partial(updater.update, 0)
 
 
 @contextmanager
-def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Inputs]]:
+def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Batch]]:
     """Give batches on the device: of the data set, or a synthetic one again and again."""
     if settings.data is None:
-        inputs = synthetic_batch(settings, batch_size)
-        yield iter(lambda: inputs, None)
+        batch = synthetic_batch(settings, batch_size).to(settings.device)
+        yield repeat(batch)
         return
     dataset = open_dataset(settings.data)
     stride = settings.encoder.stride
@@ -238,17 +240,10 @@ def _batches(settings: TrainSettings, batch_size: int) -> Iterator[Iterator[Inpu
     )
     n_steps = WARMUP_STEPS + settings.n_steps
     with closing(Loader(dataset, order, config).batches(0, n_steps)) as batches:
-        moved = (batch.to(settings.device) for batch in batches)
-        yield (_inputs(batch) for batch in moved)
+        yield on_device(batches, settings.device)
 
 
-def _inputs(batch: Batch) -> Inputs:
-    assert batch.mask is not None
-    assert batch.distractors is not None
-    return batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors
-
-
-def synthetic_batch(settings: TrainSettings, batch_size: int) -> Inputs:
+def synthetic_batch(settings: TrainSettings, batch_size: int) -> Batch:
     """Make a batch of noise, without padding, with as many masked steps as training has."""
     config, n_steps, masking = settings.encoder, settings.n_latent_steps, MaskConfig()
     n_masked = count_masked(n_steps, masking)
@@ -257,9 +252,19 @@ def synthetic_batch(settings: TrainSettings, batch_size: int) -> Inputs:
     logmel = torch.randn(batch_size, n_frames, config.n_mels, generator=generator).half()
     mask = torch.rand(batch_size, n_steps, generator=generator).argsort(dim=1) < n_masked
     shape = (batch_size, n_masked, masking.n_distractors)
-    distractors = torch.randint(n_masked, shape, generator=generator, dtype=torch.int32)
-    device = settings.device
-    return logmel.to(device), None, mask.to(device), distractors.to(device)
+    numbers = torch.arange(batch_size)
+    return Batch(
+        step=0,
+        logmel=logmel,
+        n_frames=torch.full((batch_size,), n_frames),
+        labels=None,
+        mask=mask,
+        distractors=torch.randint(n_masked, shape, generator=generator, dtype=torch.int32),
+        sources=torch.zeros_like(numbers),
+        rows=numbers,
+        keys=("",) * batch_size,
+        is_padded=False,
+    )
 
 
 def _wait(device: torch.device) -> None:

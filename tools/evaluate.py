@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ def predict(
     rows: npt.NDArray[np.int64] | None = None,
     world: World | None = None,
     cache: CacheConfig | None = None,
+    heed: Callable[[], object] = lambda: None,
 ) -> Predictions:
     """Score every clip of a data set once; what is longer than a minute, by its first minute.
 
@@ -64,6 +67,7 @@ def predict(
         rows: the clips to score, ascending rows of the index; None: all.
         world: the processes that share the work, each ends up with all of it; None: one.
         cache: how a data set in an object store is read.
+        heed: called before each batch; what it raises ends the scoring.
 
     Raises:
         ValueError: features or classes do not fit the model, or there is nothing to score.
@@ -87,16 +91,18 @@ def predict(
     )
     tagger.eval()
     scores, labels, served = [], [], []
-    for batch in loader.batches(0, order.steps_per_epoch):
-        assert batch.labels is not None
-        if (batch.rows >= 0).any():
-            moved = batch.to(world.device)
-            logits = tagger(moved.logmel, moved.n_frames)
-            scores.append(tagger.scores(logits).float().cpu())
-        else:  # the last process may have nothing left to do
-            scores.append(torch.zeros_like(batch.labels))
-        labels.append(batch.labels)
-        served.append(batch.rows)
+    with closing(loader.batches(0, order.steps_per_epoch)) as batches:
+        for batch in batches:
+            heed()
+            assert batch.labels is not None
+            if (batch.rows >= 0).any():
+                moved = batch.to(world.device)
+                logits = tagger(moved.logmel, moved.n_frames)
+                scores.append(tagger.scores(logits).float().cpu())
+            else:  # the last process may have nothing left to do
+                scores.append(torch.zeros_like(batch.labels))
+            labels.append(batch.labels)
+            served.append(batch.rows)
     found = world.gather(torch.cat(served)).numpy()
     is_real = found >= 0
     names = dataset.index.sample_keys()

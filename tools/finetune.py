@@ -204,14 +204,14 @@ def _validation(
     held_out: Dataset | None,
     rows: npt.NDArray[np.int64] | None,
     world: World,
-) -> Callable[[], dict[str, float]] | None:
+) -> Callable[[Callable[[], object]], dict[str, float]] | None:
     """Return what measures the tagger on held-out clips; None where there are none."""
     if held_out is None:
         return None
 
-    def validate() -> dict[str, float]:
+    def validate(heed: Callable[[], object]) -> dict[str, float]:
         predictions = predict(
-            tagger, card, held_out, rows=rows, world=world, cache=recipe.data.cache
+            tagger, card, held_out, rows=rows, world=world, cache=recipe.data.cache, heed=heed
         )
         return predictions.metrics(tagger.config.task).summary()
 
@@ -240,7 +240,7 @@ def _learner(
     recipe: FinetuneRecipe,
     tagger: Tagger,
     card: ModelCard,
-    validate: Callable[[], dict[str, float]] | None,
+    validate: Callable[[Callable[[], object]], dict[str, float]] | None,
 ) -> Learner:
     encoder = tagger.encoder
     generator = torch.Generator(next(tagger.parameters()).device)

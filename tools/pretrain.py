@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..model.encoder import AudioEncoder, EncoderConfig
 from ..model.objectives import build_objective
-from ..model.optim import parameter_groups
+from ..model.optim import OptimConfig, parameter_groups
 from ..model.pretraining import PretrainingModel
 from ..pipeline.batch import Batch
 from ..pipeline.loader import LoaderConfig
-from ..pipeline.masks import count_masked
+from ..pipeline.masks import MaskConfig, count_masked
 from ..shards.dataset import Dataset
 from .distributed import World
 from .model_folder import ModelCard, load_encoder, require_features, weights_digest
@@ -80,8 +80,18 @@ def pretrain(
     _tell_of_short_clips(datasets, recipe, crops, console)
     if start is None:
         encoder.normalizer.set_statistics(*band_statistics(datasets, order.shares))
-    model = _with_objective(recipe, encoder).to(world.device)
-    learner = _learner(recipe, model, crops, world)
+    assert crops.crop_frames is not None
+    _require_context(recipe.mask, crops.crop_frames // encoder.config.stride)
+    learner = pretraining_learner(
+        _with_objective(recipe, encoder).to(world.device),
+        recipe.optim,
+        peak_samples_per_s=samples_per_s_at_peak(
+            encoder.config,
+            crops.crop_frames,
+            device=world.device,
+            precision=recipe.train.precision,
+        ),
+    )
     config = run_config(recipe.model_dump(mode="json"), order, features)
     if start is not None:
         config |= {"encoder": {"start": start, **encoder.config.model_dump()}}
@@ -147,27 +157,37 @@ def _with_objective(recipe: PretrainRecipe, encoder: AudioEncoder) -> Pretrainin
     return PretrainingModel(encoder, objective)
 
 
-def _learner(
-    recipe: PretrainRecipe, model: PretrainingModel, crops: LoaderConfig, world: World
-) -> Learner:
-    encoder, n_frames = model.encoder.config, crops.crop_frames
-    assert n_frames is not None
-    n_steps = n_frames // encoder.stride
-    n_masked = count_masked(n_steps, recipe.mask)
-    if n_masked == n_steps:
+def _require_context(mask: MaskConfig, n_steps: int) -> None:
+    """Refuse masks that hide a whole crop."""
+    if count_masked(n_steps, mask) == n_steps:
         raise ValueError(
-            f"`mask.mask_length` ({recipe.mask.mask_length}) hides all {n_steps} latent steps of a "
-            "crop: lower it, or lengthen `data.crop_s`"
+            f"`mask.mask_length` ({mask.mask_length}) hides all {n_steps} latent steps of a crop: "
+            "lower it, or lengthen `data.crop_s`"
         )
+
+
+def pretraining_learner(
+    model: PretrainingModel, optim: OptimConfig, *, peak_samples_per_s: float | None = None
+) -> Learner:
+    """Say how a training step learns from a batch with masks.
+
+    Args:
+        model: encoder and objective, on their device.
+        optim: peak rate and weight decay.
+        peak_samples_per_s: what a process could do at its device's peak; None: not known.
+    """
     return Learner(
         model,
-        parameter_groups(model, recipe.optim.lr, recipe.optim.weight_decay),
-        _losses,
+        parameter_groups(model, optim.lr, optim.weight_decay),
+        pretraining_losses,
         prepare=lambda step, seed: model.set_step(step),
-        peak_samples_per_s=samples_per_s_at_peak(
-            encoder, n_frames, device=world.device, precision=recipe.train.precision
-        ),
+        peak_samples_per_s=peak_samples_per_s,
     )
+
+
+def pretraining_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Compute the objective's scalars of a batch with masks, on the model's device."""
+    return model(batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors)
 
 
 def _card(
@@ -184,7 +204,3 @@ def _card(
         trained_on=(*history, *(dataset.manifest.fingerprint for dataset in datasets)),
         steps=0,
     )
-
-
-def _losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    return model(batch.logmel, batch.n_frames_if_padded, batch.mask, batch.distractors)

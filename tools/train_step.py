@@ -41,7 +41,8 @@ class Learner:
         body: the part that rests while its groups are frozen: no dropout, no gradient.
         prepare: called with step and seed before anything else of a step.
         transform: changes the process's share of a batch before it is cut into parts.
-        validate: figures on held-out data of the module as it is, or None.
+        validate: figures on held-out data of the module as it is, or None. It calls what it is
+            given once per batch, which raises where the run has to stop.
         metric: the figure of ``validate`` by which the best checkpoint is kept (higher is better).
         peak_samples_per_s: what a process could do at its device's peak; None: not known.
     """
@@ -52,7 +53,7 @@ class Learner:
     body: nn.Module | None = None
     prepare: Callable[[int, int], object] = lambda step, seed: None
     transform: Callable[[Batch], Batch] = lambda batch: batch
-    validate: Callable[[], dict[str, float]] | None = None
+    validate: Callable[[Callable[[], object]], dict[str, float]] | None = None
     metric: str = ""
     peak_samples_per_s: float | None = None
 

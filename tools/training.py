@@ -11,7 +11,7 @@ the optimiser and the state of the order.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Result:
     is_complete: bool
     figures: dict[str, float]
     wall_s: float
+
+
+class _StopError(Exception):
+    """Some process was asked to stop; raised in all of them at the same place."""
 
 
 def finish_run(
@@ -150,8 +154,8 @@ class Trainer:
             log = stack.enter_context(closing(self._open_log()))
             received = stack.enter_context(catch_signals(self._answer_ctrl_c))
             view = stack.enter_context(live_view(title, self._train.steps, self._console))
-            self._loop(log, view, received)
-        return Result(self._at.step, self._is_over(), log.last, time.monotonic() - start)
+            is_complete = self._loop(log, view, received)
+        return Result(self._at.step, is_complete, log.last, time.monotonic() - start)
 
     def final_card(self) -> ModelCard:
         """Return the card of ``final_weights``."""
@@ -189,27 +193,37 @@ class Trainer:
             config=self._config,
         )
 
-    def _loop(self, log: RunLog, view: View, received: list[int]) -> None:
+    def _loop(self, log: RunLog, view: View, received: list[int]) -> bool:
+        """Train; say whether the run is over, and was not stopped."""
         agreement = Agreement(self._world)
-        is_saved, is_stopped = True, False
-        if self._at.step > 0:  # the run may have died while it validated
-            self._validate_and_save(log, view)
-        self._updater.train_mode(self._at.step)
-        with closing(self._loader.batches(self._at.step, self._train.steps)) as on_host:
-            batches = on_device(on_host, self._world.device)
-            while not (self._is_over() or is_stopped):
-                self._timed_step(batches)
-                view.step(self._at.step)
-                if self._is_due(self._train.log_every):
-                    self._write(log, view)
-                is_saved = self._is_due(self._train.checkpoint_every)
-                if is_saved:  # before the validation: a run that dies in it loses nothing
-                    self._save()
-                is_saved |= self._validate_and_save(log, view)
-                is_stopped = agreement.hear(bool(received))
+
+        def heed() -> None:
+            if agreement.hear(bool(received)):
+                raise _StopError
+
+        is_saved, is_complete = True, False
+        with suppress(_StopError):
+            if self._at.step > 0:  # the run may have died while it validated
+                self._validate_and_save(log, view, heed)
+            self._updater.train_mode(self._at.step)
+            with closing(self._loader.batches(self._at.step, self._train.steps)) as on_host:
+                batches = on_device(on_host, self._world.device)
+                while not self._is_over():
+                    self._timed_step(batches)
+                    view.step(self._at.step)
+                    if self._is_due(self._train.log_every):
+                        self._write(log, view)
+                    is_saved = self._is_due(self._train.checkpoint_every)
+                    if is_saved:  # before the validation: a run that dies in it loses nothing
+                        self._save()
+                    is_saved |= self._validate_and_save(log, view, heed)
+                    if not self._is_over():
+                        heed()
+            is_complete = True
         agreement.finish()
         if not is_saved:
             self._save()
+        return is_complete
 
     def _is_due(self, every: int) -> bool:
         """Say whether something that happens every so many steps, and at the end, is due."""
@@ -273,13 +287,13 @@ class Trainer:
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False)
 
-    def _validate_and_save(self, log: RunLog, view: View) -> bool:
+    def _validate_and_save(self, log: RunLog, view: View, heed: Callable[[], object]) -> bool:
         """Validate if it is due, and save what it changed; say whether that was so."""
         is_due = self._is_due(self._train.validate_every)
         if self._learner.validate is None or not is_due or self._at.validated_step == self._at.step:
             return False
         with self._updater.averaged_weights(), self._eagerly():
-            measured = self._learner.validate()
+            measured = self._learner.validate(heed)
         self._updater.train_mode(self._at.step)
         # JSON has no NaN or inf; d' is infinite where everything is right
         figures = {f"valid/{n}": value for n, value in measured.items() if math.isfinite(value)}

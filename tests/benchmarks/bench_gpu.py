@@ -31,8 +31,8 @@ from melstream.model.conformer import depthwise_convolution
 from melstream.model.encoder import PRESETS, AudioEncoder
 from melstream.model.objectives import build_objective
 from melstream.model.pretraining import PretrainingModel
+from melstream.pipeline.batch import Batch
 from melstream.tools.bench_train import (
-    Inputs,
     TrainSettings,
     bench_train,
     print_costs,
@@ -41,6 +41,7 @@ from melstream.tools.bench_train import (
     training_step,
 )
 from melstream.tools.bench_train_peers import bench_encoders, print_encoder_times
+from melstream.tools.pretrain import pretraining_losses
 
 CONSOLE = Console(width=150, highlight=False, markup=False)
 N_ROUNDS, N_LAUNCHES = 10, 20
@@ -100,17 +101,17 @@ def check_agreement(device: torch.device, options: argparse.Namespace) -> Any:
     config = PRESETS["tiny" if options.small else "cf-s"].model_copy(update={"dropout": 0.0})
     cpu = TrainSettings(config, torch.device("cpu"), "float32", n_steps=1, n_latent_steps=125)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    inputs = synthetic_batch(cpu, 4)
+    batch = synthetic_batch(cpu, 4)
     torch.manual_seed(0)
     model = PretrainingModel(AudioEncoder(config), build_objective("wav2vec2", {}, config))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    expected = loss_and_gradient(model, inputs, cpu)
+    expected = loss_and_gradient(model, batch, cpu)
     found = {}
     for precision, compiles in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
         settings = replace(cpu, device=device, precision=precision, compiles=compiles)
         model.load_state_dict(weights)
         torch.compiler.reset()
-        loss, gradient = loss_and_gradient(model, inputs, settings)
+        loss, gradient = loss_and_gradient(model, batch, settings)
         relative = (gradient - expected[1]).norm() / expected[1].norm()
         figures = {"loss": loss, "on the CPU": expected[0], "gradient's error": float(relative)}
         CONSOLE.print(f"{precision}, {'compiled' if compiles else 'eager'}: {figures}")
@@ -122,17 +123,14 @@ def check_agreement(device: torch.device, options: argparse.Namespace) -> Any:
 
 
 def loss_and_gradient(
-    model: PretrainingModel, inputs: Inputs, settings: TrainSettings
+    model: PretrainingModel, batch: Batch, settings: TrainSettings
 ) -> tuple[float, Tensor]:
     """Take one forward and backward pass; the gradients of all parameters in one vector."""
     model.to(settings.device).train()
     runs = torch.compile(model) if settings.compiles else model
     model.zero_grad(set_to_none=True)
     with settings.autocast():
-        logmel, n_frames, mask, distractors = inputs
-        moved = (x.to(settings.device) for x in (logmel, mask, distractors))
-        logmel, mask, distractors = moved
-        loss = runs(logmel, n_frames, mask, distractors)["loss"]
+        loss = pretraining_losses(runs, batch.to(settings.device))["loss"]
     loss.backward()
     gradients = [p.grad.detach().float().cpu().flatten() for p in model.parameters()]
     return float(loss.detach()), torch.cat(gradients)
@@ -221,13 +219,13 @@ def time_peers(device: torch.device, options: argparse.Namespace) -> Any:
 def profile_step(device: torch.device, options: argparse.Namespace) -> str:
     """List the kernels of a compiled step of the last preset, longest first."""
     settings = settings_of(device, options.presets[-1], options)
-    inputs = synthetic_batch(settings, options.batch_sizes[-1])
+    batch = synthetic_batch(settings, options.batch_sizes[-1]).to(device)
     step = training_step(settings)
     for _ in range(3):
-        step(inputs)
+        step(batch)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=kinds) as profiler:
-        step(inputs)
+        step(batch)
     table = profiler.key_averages().table(
         sort_by=f"self_{device.type}_time_total", row_limit=30, max_name_column_width=90
     )
