@@ -119,7 +119,8 @@ def test_build_then_inspect_and_verify(
             ["finetune", "demo-finetune", "--out", "{tmp}/run", "--data", "{tmp}/empty",
              "--set", "train.validate_every=5"],
             2,
-            "`--set train.validate_every=5` needs held-out data; give --valid, or leave it out",
+            "`--set train.validate_every=5` needs held-out data; give --valid or "
+            "--valid-split, or leave it out",
         ),
         (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
         (

@@ -4,12 +4,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import SPEC
 from rich.console import Console
+from typer.testing import CliRunner
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
@@ -17,10 +19,13 @@ from melstream.shards.storage import open_storage
 from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
+from melstream.tools.cli import app
 from melstream.tools.corpora import esc50
-from melstream.tools.finetune import Part, finetune
+from melstream.tools.evaluate import as_json, evaluate
+from melstream.tools.finetune import finetune
 from melstream.tools.folds import finetune_folds, print_folds
 from melstream.tools.model_folder import load_tagger
+from melstream.tools.parts import Part, part_of_splits
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
 from melstream.tools.selection import Selection
 from melstream.tools.subset import subset
@@ -100,6 +105,60 @@ def test_from_scratch_the_held_out_fold_decides_nothing(
     normalizer = load_tagger(tmp_path)[0].encoder.normalizer
     np.testing.assert_allclose(normalizer.mean, logmel.mean(0, np.float64), rtol=1e-5)
     np.testing.assert_allclose(normalizer.std, logmel.std(0, np.float64), rtol=1e-4)
+
+
+def test_splits_of_one_data_set_are_learnt_from_validated_on_and_evaluated(
+    folded: Dataset, tmp_path: Path
+) -> None:
+    words = ["finetune", "finetune-esc50", "--data", folded.url, "--out", str(tmp_path / "run")]
+    words += ["--split", "fold-1", "--split", "fold-2", "--valid-split", "fold-3"]
+    words += [word for override in [*SETS, *STEPS, *REST] for word in ("--set", override)]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert load_tagger(tmp_path / "run")[1].splits == ("fold-1", "fold-2")
+    valid = json.loads((tmp_path / "run" / "evaluation-valid.json").read_text())
+    scored = [evaluated(tmp_path / "run", folded, f"fold-{number}") for number in (3, 4)]
+    assert valid == scored[0]
+    assert scored[1]["n_clips"] == 3
+
+
+def evaluated(run: Path, data: Dataset, *splits: str) -> dict[str, Any]:
+    metrics, card = evaluate(run, data.url, device=CPU, splits=splits)
+    return as_json(metrics, card)
+
+
+def test_a_part_is_all_but_the_splits_to_validate_on(folded: Dataset) -> None:
+    split = folded.index.split
+    part = part_of_splits(folded, (), ("fold-5",))
+    assert part.held_out is not None
+    assert part.train.tolist() == np.flatnonzero(split != split[part.held_out[0]]).tolist()
+    assert part.splits == ("fold-1", "fold-2", "fold-3", "fold-4")
+    assert part_of_splits(folded, ("fold-2",), ()).held_out is None
+    with pytest.raises(ValueError, match=r"must differ, found 'fold-1' in both"):
+        part_of_splits(folded, ("fold-1",), ("fold-1",))
+    with pytest.raises(ValueError, match=r"`--valid-split` must be a name in the data set \(fold-"):
+        part_of_splits(folded, (), ("fold-6",))
+
+
+@pytest.mark.parametrize(
+    ("learnt", "measured", "is_told"),
+    [((), ("fold-1",), True), (("fold-1",), (), True), (("fold-1",), ("fold-1",), True),
+     (("fold-1",), ("fold-2",), False)],
+)  # fmt: skip
+def test_an_evaluation_on_what_was_learnt_from_says_so(
+    folded: Dataset,
+    tmp_path: Path,
+    quiet: Console,
+    caplog: pytest.LogCaptureFixture,
+    learnt: tuple[str, ...],
+    measured: tuple[str, ...],
+    is_told: bool,
+) -> None:
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
+    part = part_of_splits(folded, learnt, ()) if learnt else None
+    finetune(recipe, folded.url, tmp_path, device=CPU, console=quiet, part=part)
+    evaluated(tmp_path, folded, *measured)
+    assert ("its figures there say little" in caplog.text) is is_told
 
 
 def test_a_set_without_folds_is_refused(

@@ -24,8 +24,9 @@ from melstream.tools import evaluate as evaluate_module
 from melstream.tools import finetune as finetune_module
 from melstream.tools.distributed import World
 from melstream.tools.evaluate import Predictions, as_json, evaluate, predict
-from melstream.tools.finetune import Part, finetune
+from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import load_tagger
+from melstream.tools.parts import Part
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
 from melstream.tools.run_summary import read_run
 
@@ -78,9 +79,9 @@ def test_clips_that_are_validated_on_and_learnt_from_are_told(
     recipe = load_recipe("demo-finetune", FinetuneRecipe, [*SMALL, "train.steps=4"])
     run = tmp_path / "run"
     finetune(recipe, data.folder, run, device=CPU, console=quiet, valid=built("train").folder)
-    assert "of --valid are in --data too" not in said(quiet)
+    assert "to validate on are learnt from" not in said(quiet)
     finetune(recipe, data.folder, tmp_path / "two", device=CPU, console=quiet, valid=data.folder)
-    assert f"{len(data)} of {len(data)} clips of --valid are in --data too" in said(quiet)
+    assert f"{len(data)} of {len(data)} clips to validate on are learnt from" in said(quiet)
 
 
 def test_a_part_without_a_label_is_refused_before_any_work(

@@ -34,6 +34,10 @@ def evaluate(
         Path | None,
         Option("--out", metavar="FILE", parser=local_file, help="Write the figures as JSON."),
     ] = None,
+    split: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Measure on this split of --data alone; repeatable."),
+    ] = None,
     top: Annotated[int, Option(min=0, help="Classes to list, weakest first.")] = 10,
     device: Device = "auto",
     as_json: Json = False,
@@ -48,7 +52,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
-    metrics, card = run(model, only(data), device=choose_device(device))
+    metrics, card = run(model, only(data), device=choose_device(device), splits=split or ())
     if out is not None:
         write_report(out, metrics, card)
     if as_json:

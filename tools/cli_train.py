@@ -100,7 +100,15 @@ def finetune(
     data: Data,
     out: Out,
     encoder: Encoder = None,
+    split: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Learn from this split of --data alone; repeatable."),
+    ] = None,
     valid: Annotated[str | None, Option(metavar="URL", help="Data set to validate on.")] = None,
+    valid_split: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Validate on this split of --data; repeatable."),
+    ] = None,
     folds: Annotated[
         bool,
         Option("--folds", help="Once for each split of --data, evaluated on that split."),
@@ -115,6 +123,9 @@ def finetune(
     Example: `melstream finetune demo-finetune --data shards/train --encoder runs/pretrain
     --out runs/finetune`
 
+    Splits of one data set: `melstream finetune finetune-audioset-20k --data shards/fsd50k --split
+    train --valid-split val --encoder runs/pretrain --out runs/fsd50k`
+
     Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
     runs/pretrain --out runs/esc50`
     """
@@ -124,17 +135,24 @@ def finetune(
     if print_config:
         print(config.model_dump_json(indent=1))
         return
-    if folds and valid is not None:
-        raise ValueError("`--folds` takes the held-out clips from --data; leave --valid out")
-    every = config.train.validate_every
-    if every and not (folds or valid) and is_overridden("train.validate_every", overrides or ()):
+    if folds and (valid or split or valid_split):
         raise ValueError(
-            f"`--set train.validate_every={every}` needs held-out data; give --valid, or leave it "
-            "out"
+            "`--folds` holds out each split of --data in turn; leave --valid, --split and "
+            "--valid-split out"
+        )
+    if valid and valid_split:
+        raise ValueError("`--valid` and `--valid-split` both say what to validate on; give one")
+    every, is_measured = config.train.validate_every, folds or valid or valid_split
+    if every and not is_measured and is_overridden("train.validate_every", overrides or ()):
+        raise ValueError(
+            f"`--set train.validate_every={every}` needs held-out data; give --valid or "
+            "--valid-split, or leave it out"
         )
     _require_no_sizes(encoder, overrides)
+    from ..shards.dataset import open_dataset
     from .finetune import finetune as run
     from .folds import finetune_folds
+    from .parts import part_of_splits
 
     with _world(device) as (world, console):
         how: dict[str, Any] = {
@@ -147,7 +165,10 @@ def finetune(
         if folds:
             _finish_folds(out, finetune_folds(config, place, out, **how), world)
         else:
-            _finish_run(out, run(config, place, out, valid=valid, **how), world)
+            part = None
+            if split or valid_split:
+                part = part_of_splits(open_dataset(place), split or (), valid_split or ())
+            _finish_run(out, run(config, place, out, valid=valid, part=part, **how), world)
 
 
 def _require_no_sizes(encoder: Path | None, overrides: list[str] | None) -> None:

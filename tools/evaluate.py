@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..shards.errors import DatasetError
 from ..shards.files import write_bytes
 from .distributed import World
 from .model_folder import ModelCard, load_tagger, require_features
+from .selection import rows_of_splits
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class RowsOrder:
 
 
 def evaluate(
-    model: Path, data: str | Path, *, device: torch.device
+    model: Path, data: str | Path, *, device: torch.device, splits: Sequence[str] = ()
 ) -> tuple[TaggingMetrics, ModelCard]:
     """Evaluate a fine-tuned model on a data set.
 
@@ -158,6 +159,11 @@ def evaluate(
         model: run or model folder of ``melstream finetune``.
         data: a labelled data set.
         device: where to compute.
+        splits: of the data set, to measure on these alone; none: on all of it.
+
+    Raises:
+        DatasetError: no tagger, no data set, or one without labels.
+        ValueError: the data set has no such split, or does not fit the model.
     """
     tagger, card = load_tagger(model)
     dataset = open_dataset(data)
@@ -166,22 +172,37 @@ def evaluate(
             f"{data} has no labels to measure against; build it from a labelled corpus"
         )
     assert card.tagger is not None
-    if dataset.manifest.fingerprint in card.trained_on:
-        _log.warning("%s was trained on %s: its figures there say little", model, data)
-    warn_of_cut_clips(dataset)
-    predictions = predict(tagger.to(device), card, dataset)
+    _warn_of_learnt_clips(card, dataset, splits)
+    rows = rows_of_splits(dataset, "--split", splits) if splits else None
+    warn_of_cut_clips(dataset, rows)
+    predictions = predict(tagger.to(device), card, dataset, rows=rows)
     return predictions.metrics(card.tagger.task), card
 
 
-def warn_of_cut_clips(dataset: Dataset) -> None:
-    """Say how many clips are taken by their first minute only."""
-    n_cut = int((dataset.index.n_frames > LoaderConfig().max_frames).sum())
+def _warn_of_learnt_clips(card: ModelCard, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Say that a model has learnt from what it is measured on; no splits: from all of them."""
+    *before, last = card.trained_on
+    is_apart = card.splits and splits and not set(card.splits) & set(splits)
+    if dataset.manifest.fingerprint == last and not is_apart:
+        _log.warning("the model was trained on %s: its figures there say little", dataset.url)
+    elif dataset.manifest.fingerprint in before:
+        _log.warning(
+            "the encoder has learnt from %s before it was fine-tuned, perhaps without labels: the "
+            "figures there may flatter",
+            dataset.url,
+        )
+
+
+def warn_of_cut_clips(dataset: Dataset, rows: npt.NDArray[np.int64] | None = None) -> None:
+    """Say how many clips are taken by their first minute only; rows None: of all clips."""
+    n_frames = dataset.index.n_frames if rows is None else dataset.index.n_frames[rows]
+    n_cut = int((n_frames > LoaderConfig().max_frames).sum())
     if n_cut:
         _log.warning(
             "%d of %d clips are longer than a minute, and only their first minute counts; for all "
             "of a recording, build with --window-seconds",
             n_cut,
-            len(dataset),
+            len(n_frames),
         )
 
 

@@ -1,7 +1,7 @@
 """``melstream finetune``: an encoder and a new head learn labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .distributed import World
 from .evaluate import predict, write_report
 from .inspect_leaks import is_shared
 from .model_folder import ModelCard, load_encoder, load_tagger, require_features, weights_digest
+from .parts import Part
 from .recipe import FinetuneRecipe
 from .run_folder import HEADLINE, VALIDATION_NAME
 from .text_tables import many
@@ -39,20 +40,6 @@ from .utilisation import samples_per_s_at_peak
 from .wandb_log import require_wandb
 
 _AUGMENTATION = 0x5851F42D4C957F2D  # tells its draws from dropout's, of the same seed
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The clips of one data set that a run learns from and is validated on.
-
-    Args:
-        name: of the part; goes into the run's configuration.
-        train, held_out: int64 rows of the index, ascending.
-    """
-
-    name: str
-    train: npt.NDArray[np.int64]
-    held_out: npt.NDArray[np.int64]
 
 
 def finetune(
@@ -80,7 +67,7 @@ def finetune(
         valid: data set to validate on every ``train.validate_every`` steps and at the end;
             the weights that did best there become the model, whose results on it, class by
             class, are written to ``out/evaluation-valid.json``. None: the last weights do.
-        part: learn from a part of ``data`` only and validate on another; see ``folds``.
+        part: learn from a part of ``data`` only, and perhaps validate on another.
         resume: go on from the last checkpoint in ``out``.
         world: this process among those of the run; None: it is the only one.
 
@@ -91,14 +78,16 @@ def finetune(
     world = world or World(device)
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
-    _require_labels(dataset, recipe.tagger.task)
-    if part is not None:
-        _require_labels(dataset, recipe.tagger.task, part.held_out)
-    held_out = dataset if part is not None else _held_out(recipe, dataset, valid, console)
+    chosen = None if part is None else part.train
+    _require_labels(dataset, recipe.tagger.task, chosen)
+    held_out, rows = _held_out(recipe, dataset, valid, part, console)
+    if held_out is not None:
+        _require_labels(held_out, recipe.tagger.task, rows)
+        _warn_of_leak(held_out, rows, dataset, chosen, console)
     if part is None and len(dataset.used_splits) > 1:
         console.print(
             f"learns from every split of {dataset.url}: {', '.join(dataset.used_splits.values())}; "
-            "'melstream subset --split' takes some of them",
+            "--split takes some of them",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -111,18 +100,17 @@ def finetune(
             highlight=False,
             soft_wrap=True,
         )
-    tagger, card = _build(recipe, dataset, encoder_path, None if part is None else part.train)
+    tagger, card = _build(recipe, dataset, encoder_path, part)
     start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
     order, _, loader = training_batches(
         [dataset], recipe, stride=card.encoder.stride, min_frames=1,
-        chosen=None if part is None else part.train, world=world, console=console,
+        chosen=chosen, world=world, console=console,
     )  # fmt: skip
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
     config |= {"valid": None if held_out is None else held_out.manifest.fingerprint}
     config |= {"encoder": {"start": start, **card.encoder.model_dump()}}
-    rows = None if part is None else part.held_out
     trainer = Trainer(
         _learner(recipe, tagger, card, _validation(recipe, tagger, card, held_out, rows, world)),
         order, loader, recipe=recipe, folder=out, config=config, card=card, console=console,
@@ -138,19 +126,26 @@ def finetune(
 
 
 def _held_out(
-    recipe: FinetuneRecipe, dataset: Dataset, valid: str | Path | None, console: Console
-) -> Dataset | None:
-    """Open the data set to validate on; say so where the recipe wants one and there is none."""
+    recipe: FinetuneRecipe,
+    dataset: Dataset,
+    valid: str | Path | None,
+    part: Part | None,
+    console: Console,
+) -> tuple[Dataset | None, npt.NDArray[np.int64] | None]:
+    """Give the data set to validate on and its rows, None for all of them.
+
+    Say so where the recipe wants one and there is none.
+    """
+    if part is not None and part.held_out is not None:
+        return dataset, part.held_out
     if valid is not None:
         (held_out,) = open_data(valid, recipe.data)
         _require_same_labels(held_out, dataset)
-        _require_labels(held_out, recipe.tagger.task)
-        _warn_of_leak(held_out, dataset, console)
-        return held_out
+        return held_out, None
     if recipe.train.stop_after:
         raise ValueError(
-            f"`train.stop_after` ({recipe.train.stop_after}) needs held-out data; give --valid, or "
-            "--set train.stop_after=0"
+            f"`train.stop_after` ({recipe.train.stop_after}) needs held-out data; give --valid or "
+            "--valid-split, or --set train.stop_after=0"
         )
     if recipe.train.validate_every:
         console.print(
@@ -159,17 +154,25 @@ def _held_out(
             highlight=False,
             soft_wrap=True,
         )
-    return None
+    return None, None
 
 
-def _warn_of_leak(held_out: Dataset, dataset: Dataset, console: Console) -> None:
-    """Say how many clips of the validation set are learnt from."""
-    n_shared = int(is_shared(held_out, dataset).sum())
+def _warn_of_leak(
+    held_out: Dataset,
+    rows: npt.NDArray[np.int64] | None,
+    dataset: Dataset,
+    chosen: npt.NDArray[np.int64] | None,
+    console: Console,
+) -> None:
+    """Say how many of the clips to validate on, rows of a data set, are learnt from."""
+    shared = is_shared(held_out, dataset, slice(None) if chosen is None else chosen)
+    shared = shared if rows is None else shared[rows]
+    n_shared = int(shared.sum())
     if n_shared:
         console.print(
-            f"warning: {n_shared:,} of {many(len(held_out), 'clip')} of --valid are in --data too, "
-            "by key, audio or recording, which flatters the figures; 'melstream subset --not-in' "
-            "leaves them out, --split takes one split of a data set",
+            f"warning: {n_shared:,} of {many(len(shared), 'clip')} to validate on are learnt from "
+            "too, by key, audio or recording, which flatters the figures; 'melstream subset "
+            "--not-in' leaves them out, --split and --valid-split take splits of a data set",
             style="yellow", highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -178,11 +181,11 @@ def _build(
     recipe: FinetuneRecipe,
     dataset: Dataset,
     encoder_path: Path | None,
-    rows: npt.NDArray[np.int64] | None,
+    part: Part | None,
 ) -> tuple[Tagger, ModelCard]:
     """Build the tagger and its card; its new weights are the same on every process."""
     torch.manual_seed(recipe.train.seed)
-    encoder, history = _body(recipe, dataset, encoder_path, rows)
+    encoder, history = _body(recipe, dataset, encoder_path, None if part is None else part.train)
     manifest = dataset.manifest
     card = ModelCard(
         kind="tagger",
@@ -192,6 +195,7 @@ def _build(
         tagger=recipe.tagger,
         label_names=manifest.label_names,
         trained_on=(*history, manifest.fingerprint),
+        splits=() if part is None else part.splits,
         steps=0,
     )
     return Tagger(encoder, recipe.tagger, len(manifest.label_names)), card
@@ -346,8 +350,9 @@ def _require_labels(dataset: Dataset, task: str, rows: npt.NDArray[np.int64] | N
             f"{dataset.url} has no labels; build it from a labelled corpus, a csv one with "
             "--label-column"
         )
-    counts = np.diff(dataset.index.label_indptr)
-    if not (counts if rows is None else counts[rows]).any():
+    rows = np.arange(len(dataset)) if rows is None else rows
+    counts = np.diff(dataset.index.label_indptr)[rows]
+    if not counts.any():
         raise DatasetError(
             f"{dataset.url} must have labels on some of the clips that are learnt from, and of "
             "those that are held out, found none"
@@ -355,10 +360,11 @@ def _require_labels(dataset: Dataset, task: str, rows: npt.NDArray[np.int64] | N
     if task != "single_label":
         return
     if (counts != 1).any():
-        row = int(np.flatnonzero(counts != 1)[0])
+        place = int(np.flatnonzero(counts != 1)[0])
+        first = dataset.key(int(rows[place]))
         raise DatasetError(
             f'tagger.task = "single_label" needs one label per clip, {int((counts != 1).sum())} of '
-            f"{len(counts)} clips have another number (first: {dataset.key(row)}, {counts[row]}); "
+            f"{len(counts)} clips have another number (first: {first}, {counts[place]}); "
             'leave unlabelled ones out (melstream subset --where "n_labels>=1"), or use '
             '"multi_label"'
         )

@@ -4,7 +4,6 @@ The folds are the splits of the data set, as the corpus gave them (ESC-50 has fi
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..shards.dataset import Dataset, open_dataset
-from ..shards.errors import DatasetError
+from ..shards.dataset import open_dataset
 from ..shards.files import write_bytes
 from ..shards.keys import make_key
 from .distributed import World
-from .finetune import Part, finetune
+from .finetune import finetune
+from .parts import fold_parts
 from .recipe import FinetuneRecipe
 from .run_folder import VALIDATION_NAME
 
@@ -82,7 +81,7 @@ def finetune_folds(
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
     results = []
-    for part in _parts(dataset):
+    for part in fold_parts(dataset):
         console.print(f"held out: {part.name}", style="bold", highlight=False)
         run = out / make_key(part.name)
         result = finetune(
@@ -127,18 +126,6 @@ def print_folds(results: list[FoldResult], console: Console) -> None:
     cells = (f"{mean:.3f} ± {std:.3f}" for mean, std in zip(means, deviations, strict=True))
     table.add_row("mean ± std", *cells)
     console.print(table)
-
-
-def _parts(dataset: Dataset) -> Iterator[Part]:
-    splits, split = dataset.used_splits, dataset.index.split
-    if len(splits) < 2:
-        raise DatasetError(
-            f"{dataset.url} must have at least two splits to fold over, found {len(splits)}; build "
-            "it from a corpus with folds, such as esc50 or urbansound8k"
-        )
-    for number, name in splits.items():
-        train = np.flatnonzero((split != number) & (split >= 0))
-        yield Part(name, train=train, held_out=np.flatnonzero(split == number))
 
 
 def _figures(run: Path) -> dict[str, float]:

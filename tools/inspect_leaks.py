@@ -64,11 +64,18 @@ def dataset_leaks(one: Dataset, other: Dataset) -> tuple[Leak, ...]:
     )
 
 
-def is_shared(one: Dataset, other: Dataset) -> npt.NDArray[np.bool_]:
-    """Mark the samples of ``one`` whose key, audio or recording ``other`` has; shape (n,)."""
+def is_shared(
+    one: Dataset, other: Dataset, rows: npt.NDArray[np.int64] | slice = slice(None)
+) -> npt.NDArray[np.bool_]:
+    """Mark the samples of ``one`` whose key, audio or recording ``other`` has; shape (n,).
+
+    Args:
+        one, other: the data sets, or one twice.
+        rows: samples of ``other`` that count; default: all.
+    """
     shared = np.zeros(len(one), np.bool_)
     for _, of_one, of_other in _kinds_of_ids(one, other):
-        shared |= np.isin(of_one, of_other) & (of_one > 0)
+        shared |= np.isin(of_one, of_other[rows]) & (of_one > 0)
     return shared
 
 

@@ -33,6 +33,9 @@ class ModelCard(BaseModel):
     tagger: TaggerConfig | None = None
     label_names: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = Field(description="fingerprints of the training sets, in order")
+    splits: tuple[str, ...] = Field(
+        default=(), description="those of the last training set that were learnt from; none = all"
+    )
     steps: int = Field(description="updates that the weights have had in the last training")
 
 

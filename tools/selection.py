@@ -139,12 +139,33 @@ def select(dataset: Dataset, selection: Selection) -> Selected:
     return Selected(np.flatnonzero(kept), tuple(steps), n_duplicates)
 
 
+def rows_of_splits(dataset: Dataset, option: str, splits: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the rows of some splits, ascending.
+
+    Args:
+        dataset: with splits.
+        option: that names them, for an error.
+        splits: names.
+
+    Raises:
+        ValueError: there is no such split, or it has no sample.
+    """
+    rows = np.flatnonzero(_in_splits(dataset, option, splits))
+    if not len(rows):
+        raise ValueError(f"`{option}` must name a split with samples, found none in {splits[0]!r}")
+    return rows
+
+
+def _in_splits(dataset: Dataset, option: str, splits: Sequence[str]) -> npt.NDArray[np.bool_]:
+    numbers = _numbers(option, splits, dataset.manifest.split_names)
+    return np.isin(dataset.index.split, numbers)
+
+
 def _masks(dataset: Dataset, selection: Selection) -> Iterable[tuple[str, npt.NDArray[np.bool_]]]:
     if selection.labels:
         yield "--label", _with_labels(dataset, selection.labels)
     if selection.splits:
-        numbers = _numbers("--split", selection.splits, dataset.manifest.split_names)
-        yield "--split", np.isin(dataset.index.split, numbers)
+        yield "--split", _in_splits(dataset, "--split", selection.splits)
     if selection.ids is not None:
         mask, name = _listed(dataset, "--ids", selection.ids)
         yield name, mask

@@ -44,7 +44,8 @@ class Learner:
         validate: figures on held-out data of the module as it is, or None. It calls what it is
             given once per batch, which raises where the run has to stop.
         metric: the figure of ``validate`` by which the best checkpoint is kept (higher is better).
-        peak_samples_per_s: what a process could do at its device's peak; None: not known.
+        peak_samples_per_s: what a process could do at its device's peak, with all of the module
+            learning; None: not known.
     """
 
     module: nn.Module

@@ -248,7 +248,8 @@ class Trainer:
         figures = self._window.figures(self._world) | self._updater.rates(self._at.step - 1)
         self._window = Window()
         n_skipped = int(self._updater.n_skipped)  # waits for the device, as the figures have
-        if self._learner.peak_samples_per_s is not None:
+        is_all_moving = self._at.step >= self._circumstances.thaw_step + self._train.log_every
+        if self._learner.peak_samples_per_s is not None and is_all_moving:
             at_peak = self._learner.peak_samples_per_s * self._world.size
             figures["mfu"] = figures["samples_per_s"] / at_peak
         self._world.on_main(
