@@ -124,6 +124,12 @@ def test_build_then_inspect_and_verify(
         ),
         (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
         (
+            ["pretrain", "demo-pretrain", "--data", "{tmp}/empty", "--out", "{tmp}/run",
+             "--encoder", "{tmp}/empty", "--set", "model={{preset='tiny'}}"],
+            2,
+            "`--set model.…` is for a model from scratch",
+        ),
+        (
             ["pretrain", "demo-pretrain", "--data", "{tmp}/empty", "--out", "s3://bucket/run"],
             2,
             "must be on a disk of this machine",

@@ -23,7 +23,7 @@ from melstream.tools.cli import app
 from melstream.tools.corpora import esc50
 from melstream.tools.evaluate import as_json, evaluate
 from melstream.tools.finetune import finetune
-from melstream.tools.folds import finetune_folds, print_folds
+from melstream.tools.folds import FoldResult, finetune_folds, print_folds, summarise
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.parts import Part, part_of_splits
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
@@ -119,12 +119,30 @@ def test_splits_of_one_data_set_are_learnt_from_validated_on_and_evaluated(
     valid = json.loads((tmp_path / "run" / "evaluation-valid.json").read_text())
     scored = [evaluated(tmp_path / "run", folded, f"fold-{number}") for number in (3, 4)]
     assert valid == scored[0]
+    words = ["evaluate", str(tmp_path / "run"), "--data", folded.url, "--split", "fold-3"]
+    out = tmp_path / "new" / "evaluation.json"
+    assert CliRunner().invoke(app, [*words, "--device", "cpu", "--out", str(out)]).exit_code == 0
+    assert json.loads(out.read_text()) == valid
     assert scored[1]["n_clips"] == 3
 
 
 def evaluated(run: Path, data: Dataset, *splits: str) -> dict[str, Any]:
     metrics, card = evaluate(run, data.url, device=CPU, splits=splits)
     return as_json(metrics, card)
+
+
+def test_a_figure_that_a_fold_lacks_is_the_mean_of_the_others(quiet: Console) -> None:
+    results = [
+        FoldResult("one", {"accuracy": 0.5}),
+        FoldResult("two", {"accuracy": 0.7, "mAUC": 0.8}),
+    ]
+    assert summarise(results) == {
+        "mean": {"accuracy": pytest.approx(0.6), "mAUC": 0.8},
+        "std": {"accuracy": pytest.approx(0.02**0.5), "mAUC": None},
+        "folds": {"one": {"accuracy": 0.5}, "two": {"accuracy": 0.7, "mAUC": 0.8}},
+    }
+    print_folds(results, quiet)
+    assert "one        │ 0.500         │ -" in quiet.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_part_is_all_but_the_splits_to_validate_on(folded: Dataset) -> None:

@@ -91,6 +91,12 @@ def test_a_probe_stays_one_however_long_it_is() -> None:
     assert probe.n_frozen_steps == 7_000
 
 
+def test_a_body_that_would_never_move_is_refused() -> None:
+    sets = ["train.steps=2_000", "optim.warmup_steps=10", "finetune.head_warmup_steps=10"]
+    with pytest.raises(ValueError, match=r'below `train.steps` \(2000\), or "all" .* found 2000'):
+        load_recipe("finetune-audioset-20k", FinetuneRecipe, sets)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

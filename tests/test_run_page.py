@@ -12,6 +12,7 @@ from rich.console import Console
 
 from melstream.shards.errors import DatasetError
 from melstream.tools import cli
+from melstream.tools.run_folder import claimed
 from melstream.tools.run_page import print_run, run_facts, run_json
 from melstream.tools.run_report import write_run_report
 from melstream.tools.run_summary import find_warnings, is_run, read_run
@@ -79,6 +80,9 @@ def test_what_went_wrong_is_told(tmp_path: Path) -> None:
     (bad / "metrics.jsonl").write_text(lines)
     codes = [finding.code for finding in find_warnings(read_run(bad))]
     assert codes == ["unfinished", "data_wait", "past_best", "unmeasured"]
+    with claimed(bad):
+        assert [finding.code for finding in find_warnings(read_run(bad))] == codes[1:]
+        assert dict(run_facts(read_run(bad)))["steps"].endswith(", training now")
     rising = [{"step": step, "loss": 1.0 + step / 100} for step in range(10, 70, 10)]
     (good / "metrics.jsonl").write_text("\n".join(map(json.dumps, rising)))
     assert [finding.code for finding in find_warnings(read_run(good))] == ["no_progress"]

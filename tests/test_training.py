@@ -200,7 +200,8 @@ def test_pretraining_goes_on_with_an_encoder(
     first, other, out = tmp_path / "first", built("train"), tmp_path / "on"
     run_pretrain(data, first, quiet)
     hardly = ["optim.lr=1e-12", "train.steps=4"]
-    run_pretrain(other, out, quiet, *hardly, encoder=first)
+    run_pretrain(other, out, quiet, *hardly, "model.overrides.dropout=0.3", encoder=first)
+    assert "not the one of [model]: dropout" in quiet.file.getvalue()  # type: ignore[attr-defined]
     (before, card), (after, its_card) = load_encoder(first), load_encoder(out)
     for name, tensor in before.state_dict().items():  # mask embedding and normaliser, too
         torch.testing.assert_close(after.state_dict()[name], tensor, rtol=0, atol=1e-9)
@@ -208,7 +209,8 @@ def test_pretraining_goes_on_with_an_encoder(
     assert card.trained_on == (data.manifest.fingerprint,)
     assert its_card.trained_on == (data.manifest.fingerprint, other.manifest.fingerprint)
     with pytest.raises(DatasetError, match=r"`encoder`: saved \{.*, now None"):
-        run_pretrain(other, out, quiet, *hardly, resume=True)
+        run_pretrain(other, out, quiet, *hardly, "model.overrides.dropout=0.3", resume=True)
+    hardly.append("model.overrides.dropout=0.3")
     assert run_pretrain(other, out, quiet, *hardly, encoder=first, resume=True).is_complete
     # The encoder of a tagger, whose body has learnt, will do as well.
     run_finetune(data, tmp_path / "tagger", quiet, encoder=first)
@@ -233,7 +235,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
     run_pretrain(data, tmp_path / "pre", quiet)
-    sets = ["finetune.freeze_body_steps=6"]
+    sets = ["finetune.freeze_body_steps=all"]
     run_finetune(data, tmp_path / "fine", quiet, *sets, encoder=tmp_path / "pre")
     encoder, _ = load_encoder(tmp_path / "pre")
     tagger, card = load_tagger(tmp_path / "fine")
@@ -339,7 +341,7 @@ def test_the_encoder_of_a_tagger_can_be_tuned_again(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
     run_finetune(data, tmp_path / "first", quiet)
-    sets = ["finetune.freeze_body_steps=6"]
+    sets = ["finetune.freeze_body_steps=all"]
     run_finetune(data, tmp_path / "second", quiet, *sets, encoder=tmp_path / "first")
     (first, _), (second, card) = (load_tagger(tmp_path / name) for name in ("first", "second"))
     for name, tensor in first.encoder.state_dict().items():  # the body rested for all six steps
@@ -487,6 +489,8 @@ def test_accumulation_mixes_the_clips_that_a_whole_batch_mixes(
 def test_a_body_of_random_weights_that_rests_is_warned_of(
     data: Dataset, tmp_path: Path, quiet: Console
 ) -> None:
-    run_finetune(data, tmp_path / "run", quiet, "finetune.freeze_body_steps=all")
+    frozen = ["finetune.freeze_body_steps=all", "finetune.freezes_feature_encoder=true"]
+    run_finetune(data, tmp_path / "run", quiet, *frozen)
     said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
     assert "no --encoder: for 6 steps only the head learns, on a body of random weights" in said
+    assert "and the feature encoder stays random" in said

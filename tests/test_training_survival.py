@@ -219,14 +219,14 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    original, counter = pretrain_module._losses, itertools.count()
+    original, counter = pretrain_module.pretraining_losses, itertools.count()
 
     def spoiled(*arguments: Any) -> dict[str, torch.Tensor]:
         figures = original(*arguments)
         factor = torch.inf if next(counter) in steps else 1.0
         return figures | {"loss": figures["loss"] * factor}
 
-    monkeypatch.setattr(pretrain_module, "_losses", spoiled)
+    monkeypatch.setattr(pretrain_module, "pretraining_losses", spoiled)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(
@@ -261,7 +261,8 @@ def test_a_dead_run_is_stopped_and_may_be_overruled(
         run_pretrain(data, tmp_path / "run", quiet, bound)
     warn = [bound, "health.alarm=warn"]
     assert run_pretrain(data, tmp_path / "run", quiet, *warn, resume=True).is_complete
-    assert "warning at step 10: the targets" in quiet.file.getvalue()  # type: ignore[attr-defined]
+    said = quiet.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("the targets have collapsed") == 1  # not at each of the seven entries
 
 
 def test_the_mean_of_the_last_checkpoints_becomes_the_model(
@@ -273,6 +274,33 @@ def test_the_mean_of_the_last_checkpoints_becomes_the_model(
     tagger, _ = load_tagger(tmp_path / "run")
     expected = average_states(states)
     assert all(torch.equal(value, expected[name]) for name, value in tagger.state_dict().items())
+
+
+def test_a_mean_is_made_of_the_checkpoints_that_are_whole(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    sets = [*SMALL, "train.steps=9", "train.checkpoint_every=3", "train.average_last=2"]
+    run_finetune(data, tmp_path / "run", quiet, *sets)
+    (checkpoint(tmp_path / "run", 6) / "model.safetensors").write_bytes(b"")
+    run_finetune(data, tmp_path / "run", quiet, *sets, resume=True)
+    last = load_checkpoint(checkpoint(tmp_path / "run", 9)).model_state
+    tagger, _ = load_tagger(tmp_path / "run")
+    assert all(torch.equal(value, last[name]) for name, value in tagger.state_dict().items())
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "the model is made without it" in said
+    assert "the model is the average of 1 checkpoint, not of 2" in said
+
+
+def test_a_complete_run_without_checkpoints_keeps_its_model(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run" / "model").iterdir()}
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert run_pretrain(data, tmp_path / "run", quiet, resume=True).is_complete
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "model").iterdir()} == before
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
 
 
 def test_a_run_that_was_stopped_in_between_logs_and_averages_the_same(

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from test_training_survival import checkpoint, crash, die_at, run_finetune
 
 from melstream.model.checkpoint import load_checkpoint
 from melstream.model.tagger import Tagger
+from melstream.pipeline.loader import LoaderConfig
 from melstream.shards.dataset import Dataset
 from melstream.shards.errors import DatasetError
 from melstream.tools import evaluate as evaluate_module
@@ -171,6 +173,36 @@ def test_training_stops_when_validation_gets_no_better(
     assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
     again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
     assert (again.step, again.is_complete) == (8, True)
+
+
+def test_the_last_weights_become_the_model_where_the_best_are_damaged(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [*SMALL, "train.steps=6", "train.validate_every=2"]
+    grade(monkeypatch, 0.5, 0.9, 0.4, 0.9, 0.4)  # the last two: of the model
+    run_finetune(data, tmp_path / "run", quiet, *sets, valid=True)
+    assert load_tagger(tmp_path / "run")[1].steps == 4
+    (checkpoint(tmp_path / "run", 4) / "model.safetensors").write_bytes(b"")
+    run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
+    last = load_checkpoint(checkpoint(tmp_path / "run", 6)).model_state
+    tagger, card = load_tagger(tmp_path / "run")
+    assert card.steps == 6
+    assert all(torch.equal(value, last[name]) for name, value in tagger.state_dict().items())
+    assert "the model is made without it" in said(quiet)
+
+
+def test_clips_of_which_a_validation_hears_the_first_minute_are_told(
+    data: Dataset,
+    tmp_path: Path,
+    quiet: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    longest = int(data.index.n_frames.max())
+    short = partial(LoaderConfig, max_frames=longest - 1)
+    monkeypatch.setattr(evaluate_module, "LoaderConfig", short)
+    run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3", valid=True)
+    assert "clips are longer than a minute, and only their first minute counts" in caplog.text
 
 
 def test_a_recipe_that_validates_says_that_there_is_nothing_to_validate_on(

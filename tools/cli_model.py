@@ -52,13 +52,15 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
+    if out is not None:  # before the work: a place that cannot be written to costs none
+        out.parent.mkdir(parents=True, exist_ok=True)
     metrics, card = run(model, only(data), device=choose_device(device), splits=split or ())
-    if out is not None:
-        write_report(out, metrics, card)
     if as_json:
         print(json.dumps(to_json(metrics, card), indent=1))
     else:
         print_metrics(metrics, card, out_console, top)
+    if out is not None:
+        write_report(out, metrics, card)
 
 
 @model_app.command()

@@ -177,7 +177,10 @@ def _require_no_sizes(encoder: Path | None, overrides: list[str] | None) -> None
     Raises:
         ValueError: an override of ``[model]`` beside an encoder.
     """
-    if encoder is not None and any(o.strip().startswith("model.") for o in overrides or ()):
+    if encoder is not None and any(
+        override.partition("=")[0].strip().partition(".")[0] == "model"
+        for override in overrides or ()
+    ):
         raise ValueError(
             "`--set model.…` is for a model from scratch, --encoder has sizes of its own; leave "
             "one out (of fine-tuning, finetune.dropout and finetune.layer_drop can be changed)"

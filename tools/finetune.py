@@ -20,7 +20,7 @@ from ..pipeline.batch import Batch
 from ..shards.dataset import Dataset
 from ..shards.errors import DatasetError
 from .distributed import World
-from .evaluate import predict, write_report
+from .evaluate import predict, warn_of_cut_clips, write_report
 from .inspect_leaks import is_shared
 from .model_folder import ModelCard, load_encoder, load_tagger, require_features, weights_digest
 from .parts import Part
@@ -84,6 +84,8 @@ def finetune(
     if held_out is not None:
         _require_labels(held_out, recipe.tagger.task, rows)
         _warn_of_leak(held_out, rows, dataset, chosen, console)
+        if world.is_main:
+            warn_of_cut_clips(held_out, rows)
     if part is None and len(dataset.used_splits) > 1:
         console.print(
             f"learns from every split of {dataset.url}: {', '.join(dataset.used_splits.values())}; "
@@ -92,14 +94,8 @@ def finetune(
             markup=False,
             soft_wrap=True,
         )
-    if recipe.n_frozen_steps and encoder_path is None:
-        console.print(
-            f"warning: no --encoder: for {recipe.n_frozen_steps} steps only the head learns, on a "
-            "body of random weights; give --encoder, or --set finetune.freeze_body_steps=0",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+    if encoder_path is None:
+        _warn_of_frozen_noise(recipe, console)
     tagger, card = _build(recipe, dataset, encoder_path, part)
     start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
@@ -119,7 +115,7 @@ def finetune(
     result = trainer.run("fine-tuning", resume=resume)
     if result.is_complete:
         finish_run(
-            out, trainer.final_weights, trainer.final_card(), world=world,
+            out, trainer.final_model, world=world,
             measure=lambda: _write_evaluation(recipe, out, held_out, rows, world),
         )  # fmt: skip
     return result
@@ -175,6 +171,27 @@ def _warn_of_leak(
             "--not-in' leaves them out, --split and --valid-split take splits of a data set",
             style="yellow", highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _warn_of_frozen_noise(recipe: FinetuneRecipe, console: Console) -> None:
+    """Say what of a body from scratch does not learn, though it knows nothing yet."""
+    resting = []
+    if recipe.n_frozen_steps:
+        resting.append(
+            f"for {recipe.n_frozen_steps} steps only the head learns, on a body of random weights "
+            "(--set finetune.freeze_body_steps=0)"
+        )
+    if recipe.finetune.freezes_feature_encoder:
+        resting.append(
+            "the feature encoder stays random (--set finetune.freezes_feature_encoder=false)"
+        )
+    if resting:
+        console.print(
+            f"warning: no --encoder: {', and '.join(resting)}; give --encoder, or that",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _build(

@@ -104,31 +104,47 @@ def finetune_folds(
 
 
 def summarise(results: list[FoldResult]) -> dict[str, object]:
-    """Return mean and standard deviation over folds of each figure, and the folds themselves."""
-    names = results[0].figures
-    table = {name: [result.figures[name] for result in results] for name in names}
+    """Return mean and standard deviation over folds of each figure, and the folds themselves.
+
+    A fold in which a figure is undefined, as mAUC is among clips of one class, does not count
+    for it.
+    """
+    table = _figures_of_folds(results)
     return {
         "mean": {name: float(np.mean(values)) for name, values in table.items()},
-        "std": {name: float(np.std(values, ddof=1)) for name, values in table.items()},
+        "std": {
+            name: float(np.std(values, ddof=1)) if len(values) > 1 else None
+            for name, values in table.items()
+        },
         "folds": {result.name: result.figures for result in results},
     }
 
 
 def print_folds(results: list[FoldResult], console: Console) -> None:
     """Print a row per fold, and the mean."""
-    names = list(results[0].figures)
-    table = Table("held out", *names, title="each fold by the model that has not seen it")
+    figures = _figures_of_folds(results)
+    table = Table("held out", *figures, title="each fold by the model that has not seen it")
     for result in results:
-        table.add_row(result.name, *(f"{result.figures[name]:.3f}" for name in names))
-    values = np.array([[result.figures[name] for name in names] for result in results])
+        cells = (result.figures.get(name) for name in figures)
+        table.add_row(result.name, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
     table.add_section()
-    means, deviations = values.mean(0), values.std(0, ddof=1)
-    cells = (f"{mean:.3f} ± {std:.3f}" for mean, std in zip(means, deviations, strict=True))
-    table.add_row("mean ± std", *cells)
+    table.add_row("mean ± std", *map(_mean_and_std, figures.values()))
     console.print(table)
+
+
+def _figures_of_folds(results: list[FoldResult]) -> dict[str, list[float]]:
+    """Return the values of each figure over the folds in which it is defined."""
+    table = {name: [r.figures[name] for r in results if name in r.figures] for name in FIGURES}
+    return {name: values for name, values in table.items() if values}
+
+
+def _mean_and_std(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def _figures(run: Path) -> dict[str, float]:
     """Read what the finished model of one fold was found to do on it."""
     found = json.loads((run / VALIDATION_NAME).read_bytes())
-    return {name: found[name] for name in FIGURES if name in found}
+    return {name: found[name] for name in FIGURES if found.get(name) is not None}

@@ -45,10 +45,10 @@ def write_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> N
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return a short sum of all weights of a module on the CPU."""
+    """Return a short sum of all weights of a module."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -68,6 +68,8 @@ def pretrain(
     features = datasets[0].manifest.features
     encoder, history = _encoder(recipe, datasets, encoder_path)
     start = None if encoder_path is None else weights_digest(encoder)
+    if start is not None:
+        _tell_of_other_sizes(recipe, encoder.config, console)
     order, crops, loader = training_batches(
         datasets,
         recipe,
@@ -108,8 +110,23 @@ def pretrain(
     )
     result = trainer.run("pre-training", resume=resume)
     if result.is_complete:
-        finish_run(out, trainer.final_weights, trainer.final_card(), world=world)
+        finish_run(out, trainer.final_model, world=world)
     return result
+
+
+def _tell_of_other_sizes(recipe: PretrainRecipe, given: EncoderConfig, console: Console) -> None:
+    """Say that a recipe's encoder is not the one that learns on."""
+    asked = recipe.model.encoder_config(given.n_mels).model_dump()
+    names = [name for name, value in given.model_dump().items() if asked[name] != value]
+    names = [name for name in names if name != "checkpoints_activations"]
+    if names:
+        told = ", ".join(f"{name} {getattr(given, name)} for {asked[name]}" for name in names)
+        console.print(
+            f"the encoder that is given learns on, not the one of [model]: {told}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _tell_of_short_clips(

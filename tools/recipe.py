@@ -233,7 +233,10 @@ class FinetuneConfig(_Section):
     """``[finetune]``: how the pre-trained body is treated."""
 
     head_lr: float = Field(
-        default=2e-4, gt=0, description="learning rate of the new head; optim.lr is the body's"
+        default=2e-4,
+        gt=0,
+        allow_inf_nan=False,
+        description="learning rate of the new head; optim.lr is the body's",
     )
     head_warmup_steps: int | None = Field(
         default=None, ge=0, description="warm-up of the head; none = as long as the body's"
@@ -271,6 +274,16 @@ class FinetuneRecipe(Recipe):
         """First steps in which the body rests."""
         frozen = self.finetune.freeze_body_steps
         return self.train.steps if frozen == "all" else frozen
+
+    @model_validator(mode="after")
+    def _thaws_the_body(self) -> Self:
+        frozen = self.finetune.freeze_body_steps
+        if frozen != "all" and frozen >= self.train.steps:
+            raise ValueError(
+                "`finetune.freeze_body_steps` must be below `train.steps` "
+                f'({self.train.steps}), or "all" for a head alone, found {frozen}'
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_room_for_the_head_warmup(self) -> Self:

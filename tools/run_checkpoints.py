@@ -97,8 +97,8 @@ class RunCheckpoints:
         """
         if not all(value.isfinite().all() for value in model_state.values()):
             raise MelstreamError(
-                f"weights are not finite at step {at.step}, the last checkpoint is kept; "
-                "start a new run with a lower optim.lr or optim.clip_norm"
+                f"weights are not finite at step {at.step}, checkpoints before it are kept; start "
+                "a new run with lower learning rates or a lower optim.clip_norm"
             )
         average = updater.average
         save_checkpoint(
@@ -166,16 +166,27 @@ class RunCheckpoints:
         between has checkpoints of other steps, too: they are left out.
         """
         paths = self._regular(step, n)
-        if len(paths) < n:
+        found = [weights for path in paths if (weights := self._whole_weights(path)) is not None]
+        if len(found) < n:
             self._warn(
-                f"the model is the average of {many(len(paths), 'checkpoint')}, not of {n}: the "
+                f"the model is the average of {many(len(found), 'checkpoint')}, not of {n}: the "
                 "run has no more; lower train.checkpoint_every next time"
             )
-        return average_states([load_checkpoint(path).weights for path in paths])
+        return average_states(found)
 
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """Return the weights that were validated at a step."""
-        return load_checkpoint(self._path(step)).weights
+    def weights(self, step: int) -> dict[str, Tensor] | None:
+        """Return the weights that were validated at a step; None if their checkpoint is damaged.
+
+        Then it says so.
+        """
+        return self._whole_weights(self._path(step))
+
+    def _whole_weights(self, path: Path) -> dict[str, Tensor] | None:
+        try:
+            return load_checkpoint(path).weights
+        except DamagedCheckpointError as error:
+            self._warn(f"{error.reason}; the model is made without it")
+            return None
 
     def _path(self, step: int) -> Path:
         return self._root / f"step-{step:06d}"

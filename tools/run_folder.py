@@ -100,6 +100,18 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_claimed(folder: Path) -> bool:
+    """Say whether a process trains in a run's folder now, as far as its file system knows."""
+    try:
+        with (folder / LOCK_NAME).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock, none to open for writing, or none of this kind
+        return False
+    return False
+
+
 def _lock(file: BinaryIO, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

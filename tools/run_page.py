@@ -42,6 +42,12 @@ def run_json(run: RunSummary) -> str:
     return json.dumps({**run.model_dump(mode="json"), "warnings": warnings}, indent=1)
 
 
+def _state(run: RunSummary) -> str:
+    if run.is_complete:
+        return ""
+    return ", training now" if run.is_training else ", not finished"
+
+
 def run_facts(run: RunSummary) -> list[tuple[str, str]]:
     """Return what to know first about a run, as names and texts."""
     recipe = run.config["recipe"]
@@ -49,7 +55,7 @@ def run_facts(run: RunSummary) -> list[tuple[str, str]]:
     speed, wait = run.last("samples_per_s"), data_wait(run)
     facts = [
         ("task", "pre-training" if run.task == "pretrain" else "fine-tuning"),
-        ("steps", f"{run.step:,} of {run.n_steps:,}{'' if run.is_complete else ', not finished'}"),
+        ("steps", f"{run.step:,} of {run.n_steps:,}{_state(run)}"),
         *([("best step", best_text(run))] if run.task == "finetune" else []),
         ("model", f"{_model_text(run)}, {recipe['train'].get('precision', '')}"),
         ("batch", f"{data.get('batch_size', '?')} clips of {data.get('crop_s', '?')} s"),

@@ -22,6 +22,7 @@ from .run_folder import (
     HEADLINE,
     METRICS_NAME,
     MODEL_NAME,
+    is_claimed,
 )
 
 VALIDATION = "valid/"  # what the names of held-out figures start with
@@ -88,6 +89,7 @@ class RunSummary(BaseModel):
         description="name of the curve that chose the best step; none without held-out data"
     )
     is_complete: bool = Field(description="it came to its last step and wrote its model")
+    is_training: bool = Field(default=False, description="a process trains in its folder now")
     checkpoints: tuple[int, ...] = Field(description="steps whose checkpoints are there")
     evaluations: tuple[Evaluation, ...] = Field(description="those that lie in the folder")
 
@@ -151,6 +153,7 @@ def read_run(folder: Path) -> RunSummary:
         curves=curves,
         headline=metric if metric in curves else None,
         is_complete=(folder / MODEL_NAME).is_dir(),
+        is_training=is_claimed(folder),
         checkpoints=_checkpoint_steps(folder / CHECKPOINTS_NAME),
         evaluations=tuple(read_evaluations(folder)),
     )
@@ -162,7 +165,7 @@ def find_warnings(run: RunSummary) -> list[Finding]:
 
 
 def _unfinished(run: RunSummary) -> Iterator[Finding]:
-    if not run.is_complete and not _is_dead(run):
+    if not run.is_complete and not run.is_training and not _is_dead(run):
         last = run.checkpoints[-1] if run.checkpoints else None
         start = (
             "starts over, for it has no checkpoint"
@@ -238,12 +241,18 @@ def _trained_too_long(run: RunSummary) -> Iterator[Finding]:
     step, value = run.best
     if (run.step - step) / run.step > MAX_AFTER_BEST:
         last = run.curves[run.headline or ""].values[-1]
+        n_averaged = run.config["recipe"]["train"].get("average_last")
+        of_model = (
+            f"the model is the mean of the last {n_averaged} checkpoints, train.average_last=0 "
+            "takes the best step"
+            if n_averaged
+            else "the model has the weights of the best step"
+        )
         yield Finding(
             code="past_best",
             message=f"held-out {_metric(run)} was best at step {step:,} ({value:.3f}) and is "
             f"{last:.3f} at the end",
-            remedy="the model has the weights of the best step; fewer steps or more data would "
-            "do as well",
+            remedy=f"{of_model}; fewer steps or more data would do as well",
         )
 
 

@@ -10,7 +10,7 @@ the optimiser and the state of the order.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..shards.errors import MelstreamError
 from .distributed import Agreement, World
 from .health import Circumstances, DeadRunError, find_illness
 from .live_view import View, live_view
-from .model_folder import ModelCard, model_part, write_model
+from .model_folder import ModelCard, model_part, read_model, write_model
 from .recipe import Recipe
 from .run_checkpoints import Progress, RunCheckpoints
 from .run_folder import MODEL_NAME, REPORT_NAME, claim_run, claimed, require_shared
@@ -59,8 +59,7 @@ class _StopError(Exception):
 
 def finish_run(
     folder: Path,
-    weights: Callable[[], dict[str, Tensor]],
-    card: ModelCard,
+    model: Callable[[], tuple[Mapping[str, Tensor], ModelCard]],
     *,
     world: World,
     measure: Callable[[], object] = lambda: None,
@@ -69,14 +68,17 @@ def finish_run(
 
     Args:
         folder: of the run.
-        weights: gives those of the run, in the main process.
-        card: what belongs to them.
+        model: gives the run's model and its card, in the main process.
         world: this process among those of the run; each of them has to call.
         measure: called by each when the model is written, and before the page is.
     """
     from .run_report import write_run_report  # plotly takes half a second to import
 
-    world.on_main(lambda: write_model(folder / MODEL_NAME, model_part(weights(), card), card))
+    def write() -> None:
+        weights, card = model()
+        write_model(folder / MODEL_NAME, weights, card)
+
+    world.on_main(write)
     measure()
     world.on_main(lambda: write_run_report(folder, folder / REPORT_NAME))
 
@@ -127,6 +129,8 @@ class Trainer:
             console=console,
         )
         self._at, self._window = Progress(), Window()
+        self._is_finished = False
+        self._illness: str | None = None
 
     def run(self, title: str, *, resume: bool) -> Result:
         """Train to the last step, until validation gets no better, or until SIGTERM or Ctrl-C.
@@ -151,34 +155,35 @@ class Trainer:
             self._world.on_all(lambda: require_shared(self._folder, self._world.rank))
             if resume:
                 self._restore()
+            if self._is_finished:
+                return Result(0, True, {}, time.monotonic() - start)
             log = stack.enter_context(closing(self._open_log()))
             received = stack.enter_context(catch_signals(self._answer_ctrl_c))
             view = stack.enter_context(live_view(title, self._train.steps, self._console))
             is_complete = self._loop(log, view, received)
         return Result(self._at.step, is_complete, log.last, time.monotonic() - start)
 
-    def final_card(self) -> ModelCard:
-        """Return the card of ``final_weights``."""
-        return self._card.model_copy(update={"steps": self._final_step()})
-
-    def final_weights(self) -> dict[str, Tensor]:
-        """Return what becomes the model.
+    def final_model(self) -> tuple[Mapping[str, Tensor], ModelCard]:
+        """Return the weights that become the model, and their card.
 
         The mean of the last checkpoints if the recipe asks for it; else the weights that did
-        best on held-out data; without such data the last ones. Where the run keeps a moving
-        average, these are the average's.
+        best on held-out data; without such data, or if their checkpoint is damaged, the last
+        ones. Where the run keeps a moving average, these are the average's.
         """
-        if self._train.average_last:
-            return self._checkpoints.average_last(self._train.average_last, self._at.step)
-        if self._final_step() != self._at.step:
-            return self._checkpoints.weights(self._final_step())
-        average = self._updater.average
-        return (self._learner.module if average is None else average).state_dict()
+        if self._is_finished:
+            return read_model(self._folder)
+        step, weights = self._final_weights()
+        card = self._card.model_copy(update={"steps": step})
+        return model_part(weights, card), card
 
-    def _final_step(self) -> int:
-        """Return the step whose weights become the model, or the last one of their mean."""
-        is_best = self._at.best_step >= 0 and not self._train.average_last
-        return self._at.best_step if is_best else self._at.step
+    def _final_weights(self) -> tuple[int, dict[str, Tensor]]:
+        step, best_step = self._at.step, self._at.best_step
+        if self._train.average_last:
+            return step, self._checkpoints.average_last(self._train.average_last, step)
+        if 0 <= best_step < step and (best := self._checkpoints.weights(best_step)) is not None:
+            return best_step, best
+        average = self._updater.average
+        return step, (self._learner.module if average is None else average).state_dict()
 
     def _claim(self, stack: ExitStack, *, resume: bool) -> None:
         claim_run(self._folder, self._config, resume=resume)
@@ -269,6 +274,7 @@ class Trainer:
         )
         if illness is not None:
             self._raise_alarm(illness)
+        self._illness = illness
 
     def _raise_alarm(self, illness: str) -> None:
         if self._health.alarm == "stop":
@@ -276,9 +282,10 @@ class Trainer:
                 f"stopped at step {self._at.step}: {illness}. To go on all the same: "
                 "--resume --set health.alarm=warn"
             )
-        self._console.print(
-            f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
-        )
+        if self._illness is None:  # a run that stays ill says so once
+            self._console.print(
+                f"warning at step {self._at.step}: {illness}", style="yellow", highlight=False
+            )
 
     def _answer_ctrl_c(self) -> None:
         # torchrun passes a second Ctrl-C on as SIGTERM.
@@ -322,6 +329,11 @@ class Trainer:
     def _restore(self) -> None:
         checkpoint = self._checkpoints.shared_last(self._world)
         if checkpoint is None:
+            model = self._folder / MODEL_NAME
+            self._is_finished = self._world.on_main(model.is_dir)
+            if self._is_finished:
+                self._say(f"the run is complete and its checkpoints are gone: {model} stays")
+                return
             self._say(f"no checkpoint in {self._folder} yet: starting at step 0")
             return
         self._at = Progress(**checkpoint.meta["progress"])
