@@ -56,12 +56,16 @@ def write_weights(file: Path, model_state: Mapping[str, Tensor]) -> None:
 def write_document(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Write the JSON of a folder, with the sums of all files that are there by now.
 
+    All get its rights: safetensors lets nobody but the owner read what it writes.
+
     Raises:
         TypeError: ``content`` holds a value that JSON cannot hold.
     """
     sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     document = {"format_version": FORMAT_VERSION, **content, "sha256": sums}
     (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod((folder / name).stat().st_mode)
 
 
 def read_document(path: Path, name: str, kind: type[_Document], *, remedy: str) -> _Document:

@@ -182,6 +182,15 @@ class AudioModel:
         self.label_names = tuple(label_names)
         self._logmel = TorchLogMel(features).to(self.device)
 
+    def __repr__(self) -> str:
+        """Say what it is, with its sizes."""
+        config, n_classes = self.encoder.config, len(self.label_names)
+        kind = "encoder" if self.tagger is None else f"tagger of {n_classes} classes"
+        return (
+            f"<AudioModel: {kind}, {config.n_layers} blocks, {config.dim} wide, "
+            f"{self.features.sample_rate} Hz, on {self.device}>"
+        )
+
     @property
     def frame_rate_hz(self) -> float:
         """Latent steps per second."""

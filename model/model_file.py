@@ -63,7 +63,7 @@ def save_model(folder: Path, model_state: Mapping[str, Tensor], card: Mapping[st
         ValueError: something else than a saved model stands there.
         TypeError: the card holds a value that JSON cannot hold.
     """
-    if folder.exists() and not (folder / _CARD).is_file() and any(folder.iterdir()):
+    if folder.exists() and not is_model(folder) and any(folder.iterdir()):
         raise ValueError(
             f"`folder` must be new, empty or a saved model, found other files in {folder}; "
             "give another name"
@@ -72,6 +72,11 @@ def save_model(folder: Path, model_state: Mapping[str, Tensor], card: Mapping[st
         write_weights(writing / WEIGHTS, model_state)
         write_document(writing, _CARD, {"card": dict(card)})
     return folder
+
+
+def is_model(folder: Path) -> bool:
+    """Say whether a folder is, or was meant to be, a finished model."""
+    return (folder / _CARD).is_file()
 
 
 def load_model_file(folder: Path) -> SavedModel:

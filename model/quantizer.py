@@ -22,11 +22,15 @@ class QuantizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_codebooks: int = Field(default=2, gt=0, description="G; divides `latent_dim`")
-    n_entries: int = Field(default=320, gt=1, description="V, entries of a codebook")
-    temperature_start: float = Field(default=2.0, gt=0, description="of the softmax, at step 0")
-    temperature_end: float = Field(default=0.5, gt=0, description="it never falls below this")
-    temperature_decay: float = Field(
+    n_groups: int = Field(default=2, gt=0, description="G; divides `latent_dim`")
+    n_codes: int = Field(default=320, gt=1, description="V, entries of a codebook")
+    gumbel_temperature_start: float = Field(
+        default=2.0, gt=0, description="of the softmax, at step 0"
+    )
+    gumbel_temperature_end: float = Field(
+        default=0.5, gt=0, description="it never falls below this"
+    )
+    gumbel_temperature_decay: float = Field(
         default=0.999995, gt=0, le=1, description="the temperature's factor per step"
     )
 
@@ -68,17 +72,15 @@ class GumbelQuantizer(nn.Module):
 
     def __init__(self, latent_dim: int, config: QuantizerConfig) -> None:
         super().__init__()
-        if latent_dim % config.n_codebooks:
+        if latent_dim % config.n_groups:
             raise ValueError(
-                f"`n_codebooks` must divide `latent_dim` ({latent_dim}), found {config.n_codebooks}"
+                f"`n_groups` must divide `latent_dim` ({latent_dim}), found {config.n_groups}"
             )
         self.config = config
-        self.choose = nn.Linear(latent_dim, config.n_codebooks * config.n_entries)
-        width = latent_dim // config.n_codebooks
+        self.choose = nn.Linear(latent_dim, config.n_groups * config.n_codes)
+        width = latent_dim // config.n_groups
         # fairseq's initial values: logits of unit scale, entries in [0, 1).
-        self.entries = nn.Parameter(
-            torch.empty(config.n_codebooks, config.n_entries, width).uniform_()
-        )
+        self.entries = nn.Parameter(torch.empty(config.n_groups, config.n_codes, width).uniform_())
         nn.init.normal_(self.choose.weight)
         nn.init.zeros_(self.choose.bias)
 
@@ -90,7 +92,7 @@ class GumbelQuantizer(nn.Module):
             step: integer, no dimension: the optimiser step, from 0.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            logits = self.choose(latents.float()).unflatten(-1, (self.config.n_codebooks, -1))
+            logits = self.choose(latents.float()).unflatten(-1, (self.config.n_groups, -1))
             temperature = self.temperature(step)
             chosen = self._draw(logits, temperature)  # (B, M, G, V), one-hot
             values = torch.einsum("bmgv,gvw->bmgw", chosen, self.entries).flatten(2)
@@ -101,7 +103,7 @@ class GumbelQuantizer(nn.Module):
             values,
             chosen.detach().argmax(dim=-1),
             # (GV - sum_g perplexity_g) / GV: the form that the paper's own code minimises
-            diversity_loss=1 - perplexity / self.config.n_entries,
+            diversity_loss=1 - perplexity / self.config.n_codes,
             perplexity=perplexity.detach(),
             code_perplexity=code_perplexity,
             temperature=temperature,
@@ -111,8 +113,10 @@ class GumbelQuantizer(nn.Module):
         """Give the temperature of a step, on the step's device."""
         config = self.config
         # As an exponential: float32 has no 0.999995 to take a large power of.
-        falling = config.temperature_start * torch.exp(step * math.log(config.temperature_decay))
-        return falling.clamp(min=config.temperature_end)
+        falling = config.gumbel_temperature_start * torch.exp(
+            step * math.log(config.gumbel_temperature_decay)
+        )
+        return falling.clamp(min=config.gumbel_temperature_end)
 
     def _draw(
         self, logits: Float32[Tensor, "B M G V"], temperature: Float32[Tensor, ""]

@@ -77,7 +77,8 @@ def _waveform(
 def _read(path: str | Path) -> tuple[Waveform, int]:
     """Decode a file: float32, shape (n_channels, n_samples), and its rate in Hz."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} must be a file, found none there")
+        found = "a folder" if Path(path).is_dir() else "none there"
+        raise ValueError(f"{path} must be a file, found {found}")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:

@@ -2,9 +2,12 @@
 
     MelstreamError
     ├── DatasetError      a data set as a whole: manifest, index, or their place
+    │   └── StorageError  its place cannot be reached, or refuses          (storage.py)
     ├── ShardError        one shard: short, altered, missing   (.shard, .key)
-    └── SampleError       one input that cannot be a sample    (.reason, .key)
+    ├── SampleError       one input that cannot be a sample    (.reason, .key)
+    └── DeadRunError      a training run that learns nothing           (tools/health.py)
 
+Models and checkpoints have ``melstream.model.CheckpointError``, an ``OSError``.
 A wrong call is a ``ValueError`` or ``TypeError``, raised before any work starts;
 bad data is one of these. ``SampleError.reason`` is one word, the one under which
 ``rejects.jsonl`` and the manifest count it.

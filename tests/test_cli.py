@@ -15,6 +15,7 @@ from melstream.model import AudioEncoder, EncoderConfig
 from melstream.shards.dataset import Dataset
 from melstream.tools import cli
 from melstream.tools.model_folder import ModelCard, write_model
+from melstream.tools.recipe import PretrainRecipe, load_recipe
 
 PRETRAIN = ["pretrain", "demo-pretrain", "--out", "{tmp}/run", "--data"]
 
@@ -122,7 +123,14 @@ def test_build_then_inspect_and_verify(
             "`--set train.validate_every=5` needs held-out data; give --valid or "
             "--valid-split, or leave it out",
         ),
-        (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 1, "model.json"),
+        (["evaluate", "{tmp}/empty", "--data", "{tmp}/empty"], 2, "no model at"),
+        (["pretrain", "demo-pretrain", "--data", "a"], 2, "`--out` is required"),
+        (["finetune", "demo-finetune"], 2, "`--data` is required"),
+        (
+            [*PRETRAIN, "{tmp}/empty", "--set", "model.overrides.n_mels=13"],
+            2,
+            "`model.overrides.n_mels` must be left out: the data set gives it",
+        ),
         (
             ["pretrain", "demo-pretrain", "--data", "{tmp}/empty", "--out", "{tmp}/run",
              "--encoder", "{tmp}/empty", "--set", "model={{preset='tiny'}}"],
@@ -235,11 +243,12 @@ def test_print_config_resolves_the_recipe(
     melstream: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     code, out, _ = melstream(
-        "pretrain", "demo-pretrain", "--data", tmp_path, "--out", tmp_path, "--print-config",
-        "--set", "optim.lr=0.125",
-    )  # fmt: skip
+        "pretrain", "demo-pretrain", "--print-config", "--set", "optim.lr=0.125"
+    )
     assert code == 0
-    assert json.loads(out)["optim"]["lr"] == 0.125
+    (tmp_path / "mine.toml").write_text(out)
+    expected = load_recipe("demo-pretrain", PretrainRecipe, ["optim.lr=0.125"])
+    assert load_recipe(str(tmp_path / "mine.toml"), PretrainRecipe) == expected
 
 
 def test_evaluate_prints_and_writes_the_same_figures(

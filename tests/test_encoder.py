@@ -176,7 +176,7 @@ def test_an_impossible_config_is_refused(options: dict[str, float], match: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"quantizer": {"n_entries": 8}}], ids=["plain", "gumbel"])
+@pytest.mark.parametrize("options", [{}, {"quantizer": {"n_codes": 8}}], ids=["plain", "gumbel"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_pretraining_compiles_into_one_graph(
     name: str, options: dict[str, object], logmel: torch.Tensor
@@ -198,7 +198,7 @@ def test_pretraining_compiles_into_one_graph(
 def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
     """Dropout and LayerDrop draw, and the quantizer's branches are of Python alone."""
     config = CONFIG.model_copy(update={"dropout": 0.1, "layer_drop": 0.2})
-    for options in ({}, {"quantizer": {"n_codebooks": 2, "n_entries": 4}}):
+    for options in ({}, {"quantizer": {"n_groups": 2, "n_codes": 4}}):
         model = PretrainingModel(
             AudioEncoder(config), build_objective("wav2vec2", options, config)
         ).train()

@@ -75,6 +75,8 @@ def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
         card = load_tagger(tmp_path / "run" / result.name)[1]
         assert card.trained_on == (folded.manifest.fingerprint,)
         assert written["folds"][result.name]["accuracy"] == accuracies[number]
+    with pytest.raises(DatasetError, match=r"it holds several runs, give one, such as \S+/fold-1"):
+        load_tagger(tmp_path / "run")
     print_folds(results, quiet)
     assert "mean ± std" in quiet.file.getvalue()  # type: ignore[attr-defined]
     again = finetune_folds(

@@ -21,6 +21,13 @@ def test_a_model_comes_back_with_its_card(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
 
 
+def test_a_model_can_be_read_by_whom_its_folder_can(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "mine", {"a": torch.zeros(2)}, {})
+    (tmp_path / "file").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "file", *folder.iterdir())}
+    assert len(modes) == 1
+
+
 def test_a_model_never_replaces_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="`folder` must be new, empty or a saved model"):

@@ -12,7 +12,7 @@ from melstream.model import (
     build_objective,
 )
 
-QUANTIZER = {"n_codebooks": 2, "n_entries": 8, "temperature_end": 0.5}
+QUANTIZER = {"n_groups": 2, "n_codes": 8, "gumbel_temperature_end": 0.5}
 VARIANTS = [
     *(pytest.param((name, {}), id=name) for name in OBJECTIVES),
     pytest.param(("wav2vec2", {"quantizer": QUANTIZER}), id="wav2vec2-quantizer"),

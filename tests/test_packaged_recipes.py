@@ -1,5 +1,7 @@
 """Every packaged recipe loads, builds its model without memory, and says what it needs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,7 +10,13 @@ from melstream.model.objectives import build_objective
 from melstream.model.pretraining import PretrainingModel
 from melstream.model.tagger import Tagger
 from melstream.tools.finetune import learning_groups
-from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe, packaged_recipes
+from melstream.tools.recipe import (
+    FinetuneRecipe,
+    PretrainRecipe,
+    as_toml,
+    load_recipe,
+    packaged_recipes,
+)
 
 N_MELS, N_CLASSES = 64, 527
 NAMES = sorted(packaged_recipes())
@@ -66,6 +74,14 @@ def test_a_recipe_says_what_it_needs_and_what_the_paper_reports(name: str) -> No
     if not name.startswith("demo"):
         for word in ("gpu hours", "memory ", "disk ", "melstream ", "computed, not measured"):
             assert word in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_written_as_a_file_that_gives_it_again(name: str, tmp_path: Path) -> None:
+    schema = PretrainRecipe if name in PRETRAINING else FinetuneRecipe
+    recipe, file = load_recipe(name, schema), tmp_path / "mine.toml"
+    file.write_text(as_toml(recipe))
+    assert load_recipe(str(file), schema) == recipe
 
 
 @pytest.mark.parametrize("name", NAMES)

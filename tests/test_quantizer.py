@@ -10,7 +10,7 @@ from melstream.model import AudioEncoder, EncoderConfig, GumbelQuantizer, Quanti
 from melstream.model import Wav2Vec2Config as Config
 from melstream.model.objectives.wav2vec2 import info_nce
 
-SIZES = QuantizerConfig(n_codebooks=2, n_entries=5)
+SIZES = QuantizerConfig(n_groups=2, n_codes=5)
 TOLERANCE = 1e-5  # float32, other order of the same sums
 STEP = torch.tensor(0)
 
@@ -26,7 +26,7 @@ def latents() -> Tensor:
     return torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_values_are_the_chosen_entries_side_by_side(
+def test_values_are_the_chosen_codes_side_by_side(
     quantizer: GumbelQuantizer, latents: Tensor
 ) -> None:
     for is_training in (True, False):
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_softmax(quantizer: GumbelQuantizer, latents
     torch.manual_seed(5)
     logits = quantizer.choose(latents).unflatten(-1, (2, 5))
     noise = -torch.empty_like(logits).exponential_().log()
-    soft = ((logits + noise) / SIZES.temperature_start).softmax(dim=-1)
+    soft = ((logits + noise) / SIZES.gumbel_temperature_start).softmax(dim=-1)
     values = torch.einsum("bmgv,gvw->bmgw", soft, quantizer.entries).flatten(2)
     required = torch.autograd.grad((values * weights).sum(), quantizer.choose.weight)[0]
     torch.testing.assert_close(found, required, atol=TOLERANCE, rtol=TOLERANCE)
@@ -119,5 +119,5 @@ def test_the_loss_is_contrastive_plus_weighted_diversity() -> None:
 
 
 def test_codebooks_that_do_not_divide_the_latents_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`n_codebooks` must divide `latent_dim` \(8\), found 3"):
-        GumbelQuantizer(8, QuantizerConfig(n_codebooks=3))
+    with pytest.raises(ValueError, match=r"`n_groups` must divide `latent_dim` \(8\), found 3"):
+        GumbelQuantizer(8, QuantizerConfig(n_groups=3))

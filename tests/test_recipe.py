@@ -68,8 +68,8 @@ def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
         ("objective.name=none", "`objective.name` must be one of wav2vec2, found 'none'"),
         ("objective.options.temperatur=3", "unknown key `temperatur`, did you mean 'temperature'"),
         (
-            "objective.options.quantizer.n_codebook=2",
-            "unknown key `quantizer.n_codebook`, did you mean 'n_codebooks'",
+            "objective.options.quantizer.n_group=2",
+            "unknown key `quantizer.n_group`, did you mean 'n_groups'",
         ),
     ],
 )

@@ -88,6 +88,16 @@ def test_what_went_wrong_is_told(tmp_path: Path) -> None:
     assert [finding.code for finding in find_warnings(read_run(good))] == ["no_progress"]
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_curves_are_drawn_to_their_end(tmp_path: Path, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    print_run(read_run(write_run(tmp_path / "run")), console)
+    assert isinstance(console.file, io.StringIO)
+    (line,) = (row for row in console.file.getvalue().splitlines() if row.startswith("loss"))
+    assert "…" not in line
+    assert "▁" in line
+
+
 def test_a_run_that_its_alarm_ended_says_why(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", task=None, is_complete=False)
     (run / "checkpoints" / "step-000100").rmdir()

@@ -150,6 +150,8 @@ def test_a_run_folder_is_never_taken_over(data: Dataset, tmp_path: Path, quiet: 
         run_pretrain(data, out, quiet)
     with pytest.raises(DatasetError, match=r"`recipe.optim.lr`: saved 0.001, now 0.5"):
         run_pretrain(data, out, quiet, "optim.lr=0.5", resume=True)
+    with pytest.raises(DatasetError, match="must be a folder, found a file"):
+        run_pretrain(data, out / "config.json", quiet)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match=r"must be new or empty, found notes.txt"):

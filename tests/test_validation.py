@@ -20,10 +20,16 @@ from test_training_survival import checkpoint, crash, die_at, run_finetune
 from melstream.model.checkpoint import load_checkpoint
 from melstream.model.tagger import Tagger
 from melstream.pipeline.loader import LoaderConfig
-from melstream.shards.dataset import Dataset
+from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError
+from melstream.shards.spec import PRESETS
+from melstream.shards.storage import open_storage
 from melstream.tools import evaluate as evaluate_module
 from melstream.tools import finetune as finetune_module
+from melstream.tools.build import build
+from melstream.tools.build_plan import PlanSettings, make_plan
+from melstream.tools.build_workers import run_here
+from melstream.tools.corpora import folder as folder_corpus
 from melstream.tools.distributed import World
 from melstream.tools.evaluate import Predictions, as_json, evaluate, predict
 from melstream.tools.finetune import finetune
@@ -36,6 +42,14 @@ from melstream.tools.run_summary import read_run
 @pytest.fixture(scope="module")
 def data(built: Callable[[str], Dataset]) -> Dataset:
     return built("eval")
+
+
+@pytest.fixture
+def other_features(tmp_path: Path, recordings: Path) -> Dataset:
+    settings = PlanSettings(corpus="folder", features=PRESETS["kaldi128"])
+    plan = make_plan(folder_corpus.scan(recordings / "eval"), settings)
+    build(plan, open_storage(tmp_path / "kaldi"), run_here, lambda done, note: None)
+    return open_dataset(tmp_path / "kaldi")
 
 
 def test_validation_keeps_the_best_checkpoint(
@@ -170,6 +184,7 @@ def test_training_stops_when_validation_gets_no_better(
     best = load_checkpoint(checkpoint(tmp_path / "run", 4)).model_state
     tagger, card = load_tagger(tmp_path / "run")
     assert card.steps == 4
+    assert result.chosen == "of step 4, held-out accuracy 0.600"
     assert all(torch.equal(value, best[name]) for name, value in tagger.state_dict().items())
     again = run_finetune(data, tmp_path / "run", quiet, *sets, valid=True, resume=True)
     assert (again.step, again.is_complete) == (8, True)
@@ -203,6 +218,15 @@ def test_clips_of_which_a_validation_hears_the_first_minute_are_told(
     monkeypatch.setattr(evaluate_module, "LoaderConfig", short)
     run_finetune(data, tmp_path / "run", quiet, *SMALL, "train.steps=3", valid=True)
     assert "clips are longer than a minute, and only their first minute counts" in caplog.text
+
+
+def test_a_validation_set_with_other_features_is_told_from_the_training_set(
+    data: Dataset, other_features: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    recipe = load_recipe("demo-finetune", FinetuneRecipe, SMALL)
+    how: dict[str, Any] = {"device": CPU, "console": quiet, "valid": other_features.url}
+    with pytest.raises(DatasetError, match=r"has n_mels=128, .* required is n_mels=64"):
+        finetune(recipe, data.folder, tmp_path / "run", **how)
 
 
 def test_a_recipe_that_validates_says_that_there_is_nothing_to_validate_on(

@@ -1,7 +1,8 @@
 """The command line: ``melstream VERB``. Each verb parses its options and calls one function.
 
-Exit codes: 0 done, 1 problems in the data, 2 a wrong call. Heavy imports happen inside the
-verbs, so that ``--help`` answers at once.
+Exit codes: 0 done, or stopped with a checkpoint as it was told to; 1 problems in the data, or a
+failure that may be over when the same is called again; 2 a wrong call, or no such data set or
+model. Heavy imports happen inside the verbs, so that ``--help`` answers at once.
 """
 
 import errno
@@ -17,6 +18,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ..shards.errors import DatasetError, MelstreamError
+from ..shards.storage import StorageError
 from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
@@ -56,7 +58,12 @@ def main() -> None:
         if os.environ.get("MELSTREAM_TRACEBACK"):
             raise
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, ValueError | DatasetError) else 1)
+        sys.exit(2 if _is_wrong_call(error) else 1)
+
+
+def _is_wrong_call(error: BaseException) -> bool:
+    """Say whether the same call would fail again; what a network did may be over then."""
+    return isinstance(error, ValueError | DatasetError) and not isinstance(error, StorageError)
 
 
 def _plain(error: BaseException) -> str:
@@ -130,7 +137,7 @@ def demo(
         Option(
             metavar="FOLDER",
             parser=local_path,
-            help="train/<class>/ and eval/<class>/ of your own instead.",
+            help="Your own recordings instead: a folder with train/CLASS/ and eval/CLASS/.",
         ),
     ] = None,
     jobs: Annotated[int, Option(min=0, help="Processes that build; 0 = one per core.")] = 0,

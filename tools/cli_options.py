@@ -46,15 +46,20 @@ Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[
     Path, Option("--out", metavar="FOLDER", parser=local_path, help="Where the result goes.")
 ]
+RunOut = Annotated[
+    Path | None,
+    Option("--out", metavar="FOLDER", parser=local_path, help="Where the run goes; required."),
+]
 Data = Annotated[
     list[str], Option("--data", metavar="URL", help="A data set made by `melstream build`.")
 ]
-Mixture = Annotated[
-    list[str],
+RunData = Annotated[
+    list[str] | None,
     Option(
         "--data",
         metavar="URL",
-        help="A data set made by `melstream build`; repeatable, see `data.shares`.",
+        help="A data set made by `melstream build`; required. Pre-training takes several, see "
+        "`data.shares`.",
     ),
 ]
 Overrides = Annotated[
@@ -64,7 +69,9 @@ Overrides = Annotated[
     ),
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on from the last checkpoint in --out.")]
-PrintConfig = Annotated[bool, Option("--print-config", help="Show the resolved recipe and stop.")]
+PrintConfig = Annotated[
+    bool, Option("--print-config", help="Print the resolved recipe as TOML and stop.")
+]
 Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; `auto` takes a GPU where there is one.")]
 
 

@@ -8,13 +8,12 @@ import typer
 from typer import Argument, Option
 
 from .cli_options import (
-    Data,
     Device,
-    Mixture,
-    Out,
     Overrides,
     PrintConfig,
     Resume,
+    RunData,
+    RunOut,
     choose_device,
     err_console,
     local_path,
@@ -35,7 +34,21 @@ if TYPE_CHECKING:
 
 train_app = typer.Typer()
 
-RecipeName = Annotated[str, Argument(help="A packaged recipe, or the path of a TOML file.")]
+PretrainName = Annotated[
+    str,
+    Argument(
+        metavar="RECIPE",
+        help="demo-pretrain, pretrain-cf-s, pretrain-cf-l, or the path of a TOML file.",
+    ),
+]
+FinetuneName = Annotated[
+    str,
+    Argument(
+        metavar="RECIPE",
+        help="demo-finetune, finetune-audioset-20k, finetune-audioset-2m, finetune-esc50, "
+        "linear-probe, or the path of a TOML file.",
+    ),
+]
 Encoder = Annotated[
     Path | None,
     Option(
@@ -49,9 +62,9 @@ Encoder = Annotated[
 
 @train_app.command()
 def pretrain(
-    recipe: RecipeName,
-    data: Mixture,
-    out: Out,
+    recipe: PretrainName,
+    data: RunData = None,
+    out: RunOut = None,
     encoder: Encoder = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -71,12 +84,13 @@ def pretrain(
     On several GPUs: `torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream
     pretrain …`
     """
-    from .recipe import PretrainRecipe, load_recipe
+    from .recipe import PretrainRecipe, as_toml, load_recipe
 
     config = load_recipe(recipe, PretrainRecipe, overrides or ())
     if print_config:
-        print(config.model_dump_json(indent=1))
+        print(as_toml(config))
         return
+    data, out = _required(data, out)
     _require_no_sizes(encoder, overrides)
     from .pretrain import pretrain as run
 
@@ -96,9 +110,9 @@ def pretrain(
 
 @train_app.command()
 def finetune(
-    recipe: RecipeName,
-    data: Data,
-    out: Out,
+    recipe: FinetuneName,
+    data: RunData = None,
+    out: RunOut = None,
     encoder: Encoder = None,
     split: Annotated[
         list[str] | None,
@@ -111,7 +125,10 @@ def finetune(
     ] = None,
     folds: Annotated[
         bool,
-        Option("--folds", help="Once for each split of --data, evaluated on that split."),
+        Option(
+            "--folds",
+            help="Cross-validate: for each split of --data, learn from the others, evaluate on it.",
+        ),
     ] = False,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -129,12 +146,14 @@ def finetune(
     Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
     runs/pretrain --out runs/esc50`
     """
-    from .recipe import FinetuneRecipe, is_overridden, load_recipe
+    from .recipe import FinetuneRecipe, as_toml, is_overridden, load_recipe
 
-    place, config = only(data), load_recipe(recipe, FinetuneRecipe, overrides or ())
+    config = load_recipe(recipe, FinetuneRecipe, overrides or ())
     if print_config:
-        print(config.model_dump_json(indent=1))
+        print(as_toml(config))
         return
+    data, out = _required(data, out)
+    place = only(data)
     if folds and (valid or split or valid_split):
         raise ValueError(
             "`--folds` holds out each split of --data in turn; leave --valid, --split and "
@@ -169,6 +188,17 @@ def finetune(
             if split or valid_split:
                 part = part_of_splits(open_dataset(place), split or (), valid_split or ())
             _finish_run(out, run(config, place, out, valid=valid, part=part, **how), world)
+
+
+def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path]:
+    """Give what only ``--print-config`` may leave out.
+
+    Raises:
+        ValueError: it was left out.
+    """
+    if not data or out is None:
+        raise ValueError(f"`{'--out' if data else '--data'}` is required, found none")
+    return data, out
 
 
 def _require_no_sizes(encoder: Path | None, overrides: list[str] | None) -> None:
@@ -208,8 +238,9 @@ def _finish_run(out: Path, result: "Result", world: "World") -> None:
         )
         return
     loss = f", loss {result.figures['loss']:.3f}" if "loss" in result.figures else ""
+    chosen = f" ({result.chosen})" if result.chosen else ""
     out_console.print(
-        f"{result.step} steps in {result.wall_s:.1f} s{loss}; model: {out / 'model'}",
+        f"{result.step} steps in {result.wall_s:.1f} s{loss}; model{chosen}: {out / 'model'}",
         highlight=False,
     )
     out_console.print(f"curves: tensorboard --logdir {out}", highlight=False)

@@ -350,7 +350,7 @@ def learning_groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, An
 
 def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
     """Refuse a validation set that a model of the training set cannot be measured on."""
-    held_out.manifest.features.require_same(dataset.manifest.features, held_out.url)
+    dataset.manifest.features.require_same(held_out.manifest.features, held_out.url)
     unknown = set(held_out.manifest.label_names) - set(dataset.manifest.label_names)
     if unknown or not held_out.manifest.label_names:
         found = f"{sorted(unknown)[:5]} beside them" if unknown else "none"

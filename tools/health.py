@@ -112,7 +112,7 @@ def _dead_codebook(entries: Sequence[Entry], config: HealthConfig, _: Circumstan
         f"the codebooks have collapsed: a codebook uses {best:.2f} codes, below "
         f"{config.min_perplexity:g}. Usual causes: a diversity loss that weighs too little, or a "
         "Gumbel temperature that falls too fast. Usual remedy: a new run with a higher "
-        "objective.options.diversity_weight and a slower temperature_decay"
+        "objective.options.diversity_weight and a slower quantizer.gumbel_temperature_decay there"
     )
 
 

@@ -82,9 +82,12 @@ def _use(card: ModelCard) -> str:
 
 def _onnx_use(card: ModelCard) -> str:
     outputs = "frames, scores" if card.kind == "tagger" else "(frames,)"
+    features = card.features
+    step_s = card.encoder.stride / features.frame_rate_hz
+    shortest_s = max(step_s, features.win_length / features.sample_rate)
     return (
-        f"Without PyTorch; any number of sounds of one length, mono, at "
-        f"{card.features.sample_rate:,} Hz (names of classes: `session.get_modelmeta()`):\n\n"
+        f"Without PyTorch; any number of sounds of one length, {shortest_s:g} s or more, mono, at "
+        f"{features.sample_rate:,} Hz (names of classes: `session.get_modelmeta()`):\n\n"
     ) + _python(
         [
             "import onnxruntime",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..model.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint
 from ..model.encoder import AudioEncoder, EncoderConfig
-from ..model.model_file import load_model_file, save_model
+from ..model.model_file import is_model, load_model_file, save_model
 from ..model.tagger import Tagger, TaggerConfig
 from ..shards.errors import DatasetError
 from ..shards.manifest import Manifest
@@ -63,10 +63,8 @@ def read_model(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
         last = latest_checkpoint(path / CHECKPOINTS_NAME)
         instead = "" if last is None else f", or give its last checkpoint: {last}"
         raise DatasetError(f"the run in {path} is not finished; go on with it by --resume{instead}")
-    if not folder.is_dir():
-        raise DatasetError(
-            f"no model at {path}; train one with 'melstream pretrain' or 'melstream finetune'"
-        )
+    if not (is_checkpoint(folder) or is_model(folder)):
+        raise DatasetError(f"no model at {path}; {_instead(path)}")
     if is_checkpoint(folder):
         checkpoint = load_checkpoint(folder)
         if "card" not in checkpoint.meta:
@@ -75,6 +73,16 @@ def read_model(path: Path) -> tuple[Mapping[str, Tensor], ModelCard]:
         return model_part(checkpoint.weights, card), card
     saved = load_model_file(folder)
     return saved.model_state, _card(saved.card, folder)
+
+
+def _instead(path: Path) -> str:
+    """Say what to give where there is no model: of folds, one of them."""
+    folds = sorted(run.parent for run in path.glob(f"*/{MODEL_NAME}") if is_model(run))
+    if folds:
+        return f"it holds several runs, give one, such as {folds[0]}"
+    return (
+        "give a run of 'melstream pretrain' or 'finetune', a checkpoint of one, or a model's folder"
+    )
 
 
 def load_encoder(

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..model.augment import AugmentConfig
@@ -68,6 +69,14 @@ class ModelConfig(_Section):
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="fields of the encoder that differ from the preset"
     )
+
+    @model_validator(mode="after")
+    def _leaves_what_others_set(self) -> Self:
+        setters = {"n_mels": "the data set", "checkpoints_activations": "`train`"}
+        for name, setter in setters.items():
+            if name in self.overrides:
+                raise ValueError(f"`model.overrides.{name}` must be left out: {setter} gives it")
+        return self
 
     def encoder_config(self, n_mels: int) -> EncoderConfig:
         """Return the encoder for a data set with this many mel bands.
@@ -186,7 +195,7 @@ class Recipe(_Section):
         if self.optim.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"`optim.warmup_steps` must be below `train.steps` ({self.train.steps}), found "
-                f"{self.optim.warmup_steps}"
+                f"{self.optim.warmup_steps}; --set optim.warmup_steps={self.train.steps // 10}"
             )
         return self
 
@@ -290,7 +299,8 @@ class FinetuneRecipe(Recipe):
         if (self.finetune.head_warmup_steps or 0) >= self.train.steps:
             raise ValueError(
                 f"`finetune.head_warmup_steps` must be below `train.steps` ({self.train.steps}), "
-                f"found {self.finetune.head_warmup_steps}"
+                f"found {self.finetune.head_warmup_steps}; --set finetune.head_warmup_steps="
+                f"{self.train.steps // 10}"
             )
         return self
 
@@ -323,6 +333,11 @@ def load_recipe(name: str, schema: type[RecipeT], overrides: Sequence[str] = ())
     for override in overrides:
         _apply(content, override)
     return _validate(schema, content, where=f"recipe {name}")
+
+
+def as_toml(recipe: Recipe) -> str:
+    """Write a recipe as the file that ``load_recipe`` reads; what is none is left out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def is_overridden(field: str, overrides: Sequence[str]) -> bool:
@@ -380,6 +395,8 @@ def _explain(
     path = ".".join(str(part) for part in location)
     if kind == "value_error":  # our own words, which name the fields
         return message.removeprefix("Value error, ")
+    if kind == "missing" and len(location) == 1:
+        return f"`[{path}]` is missing: --print-config writes a whole recipe to start from"
     if kind != "extra_forbidden":
         return f"`{path}`: {message[0].lower()}{message[1:]}"
     valid = sorted(_fields_at(schema, location[:-1]))

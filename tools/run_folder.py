@@ -71,6 +71,8 @@ def claim_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         DatasetError: the folder holds another run, or any run without ``resume``.
     """
     path = folder / CONFIG_NAME
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(f"{folder} must be a folder, found a file; choose another --out")
     if path.exists() and not resume:
         raise DatasetError(
             f"{folder} holds a run already; add --resume to go on, or choose another --out"

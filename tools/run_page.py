@@ -8,7 +8,9 @@ from rich.table import Table
 
 from .hours import percent
 from .run_summary import Evaluation, RunSummary, data_wait, find_warnings
-from .text_tables import safe, table, trend
+from .text_tables import MAX_MARKS, safe, table, trend
+
+MIN_MARKS = 8  # of a curve, however narrow the terminal
 
 
 def print_run(run: RunSummary, console: Console, *, top: int = 10) -> None:
@@ -28,7 +30,7 @@ def print_run(run: RunSummary, console: Console, *, top: int = 10) -> None:
         facts.add_row(name, safe(text))
     console.print(facts)
     if run.curves:
-        console.print(_curves(run))
+        console.print(_curves(run, console.width))
     for evaluation in run.evaluations:
         console.print(safe(f"{evaluation.name}: {summary(evaluation)}"))
         console.print(_classes(evaluation, top))
@@ -122,13 +124,18 @@ def evaluation_remedy(run: RunSummary) -> str:
     )
 
 
-def _curves(run: RunSummary) -> Table:
+def _curves(run: RunSummary, width: int) -> Table:
     shown = table("", "", "", "")
     shown.title, shown.title_justify = "curves, first step to last", "left"
-    for name, curve in run.curves.items():
-        low, high = min(curve.values), max(curve.values)
-        last = f"{curve.values[-1]:.4g}"
-        shown.add_row(safe(name), trend(curve.values), last, f"{low:.4g} to {high:.4g}")
+    rows = [
+        (name, f"{curve.values[-1]:.4g}", f"{min(curve.values):.4g} to {max(curve.values):.4g}")
+        for name, curve in run.curves.items()
+    ]
+    n_taken = sum(1 + max(map(len, column)) for column in zip(*rows, strict=True))
+    n_marks = min(MAX_MARKS, max(MIN_MARKS, width - n_taken - 1))
+    for name, last, bounds in rows:
+        drawn = trend(run.curves[name].values, n_marks)
+        shown.add_row(safe(name), drawn, last, bounds)
     return shown
 
 

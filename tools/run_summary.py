@@ -172,9 +172,10 @@ def _unfinished(run: RunSummary) -> Iterator[Finding]:
             if last is None
             else f"goes on from step {last:,}"
         )
+        step = max(run.step, last or 0)  # the last steps may not have been logged
         yield Finding(
             code="unfinished",
-            message=f"the run stopped at step {run.step:,} of {run.n_steps:,}",
+            message=f"the run stopped at step {step:,} of {run.n_steps:,}",
             remedy=f"start it again with --resume, it {start}",
         )
 
@@ -291,8 +292,8 @@ def data_wait(run: RunSummary) -> float | None:
     curve = run.curves.get("data_wait_share")
     if curve is None:
         return None
-    values = curve.values[1:] or curve.values
-    return sum(values) / len(values)
+    values = curve.values[1:]
+    return sum(values) / len(values) if values else None
 
 
 def _metric(run: RunSummary) -> str:

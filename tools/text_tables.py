@@ -68,7 +68,7 @@ def marks(values: Sequence[float] | npt.NDArray[np.number], n_marks: int = MAX_M
     return "".join(BLOCKS[level] for level in levels)
 
 
-def trend(values: Sequence[float] | npt.NDArray[np.number]) -> str:
+def trend(values: Sequence[float] | npt.NDArray[np.number], n_marks: int = MAX_MARKS) -> str:
     """Draw values of any sign, from the least to the largest, as a line of blocks.
 
     >>> trend([-3, -2, -1])
@@ -76,7 +76,7 @@ def trend(values: Sequence[float] | npt.NDArray[np.number]) -> str:
     """
     levels = np.asarray(values, float)
     low, high = levels.min(), levels.max()
-    return marks(levels - low + 0.1 * ((high - low) or 1))
+    return marks(levels - low + 0.1 * ((high - low) or 1), n_marks)
 
 
 def number(value: float) -> str:
