@@ -1,7 +1,7 @@
 """From batches to a model: encoder, objectives, tagger, metrics, optimiser, checkpoints.
 
-Everything here takes tensors or arrays; only ``checkpoint``, ``model_file`` and ``inference``
-touch files.
+Networks take tensors; ``checkpoint``, ``model_file``, ``inference``, ``graph`` and what they use
+read and write files.
 Nothing of ``shards`` or ``pipeline`` is imported: the batch is the contract.
 """
 

@@ -89,6 +89,9 @@ PRESETS: dict[str, EncoderConfig] = {
 class AudioEncoder(nn.Module):
     """Log-mel frames in, context out; masking in between is the objective's business.
 
+    A fresh one takes log-mels as they are: give ``normalizer.set_statistics`` the mean and
+    deviation of each mel band in the training data, which a data set's manifest has.
+
     Args:
         config: the sizes.
 

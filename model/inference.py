@@ -139,9 +139,11 @@ def load(
     try:
         card = _Card.model_validate(saved.card)
     except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, found["loc"])) for found in error.errors())
         raise CheckpointError(
-            f"{saved.path / 'model.json'} is not a model card: {error}",
-            "copy the model again",
+            f"{saved.path / 'model.json'} has no model card that can be read: missing or wrong are "
+            f"{wrong}",
+            "write it as `save_model` says, or copy the model again",
             saved.path,
         ) from error
     encoder = AudioEncoder(card.encoder)

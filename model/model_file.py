@@ -53,8 +53,9 @@ def save_model(folder: Path, model_state: Mapping[str, Tensor], card: Mapping[st
     Args:
         folder: where; its parent is made if need be.
         model_state: weights by name, on any device.
-        card: what a user of the weights must know (configs, feature spec, label
-            names ...), as JSON can hold it.
+        card: what a user of the weights must know, as JSON can hold it. ``load`` needs ``kind``
+            ("encoder" or "tagger"), the fields of ``encoder`` and ``features``, and of a tagger
+            those of ``tagger`` and the ``label_names``.
 
     Returns:
         ``folder``.

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .rows import LANES, fma_rows, load, splat, store
+from .lanes import LANES, fma_lanes, load_lanes, splat, store_lanes
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -111,8 +111,8 @@ def _pass(frames, radix, part_size, cos, sin):
                     turn = k * (i + j * n_steps) * (len(cos) // part_size) % len(cos)
                     c, s = splat(cos[turn]), splat(sin[turn])
                     x, y = _load(frames, part + i + j * n_steps)
-                    re = fma_rows(x, c, fma_rows(y, s, re))
-                    im = fma_rows(y, c, fma_rows(-x, s, im))
+                    re = fma_lanes(x, c, fma_lanes(y, s, re))
+                    im = fma_lanes(y, c, fma_lanes(-x, s, im))
                 _store(outs, k, re, im)
             for k in range(radix):
                 _store(frames, part + i + k * n_steps, *_load(outs, k))
@@ -156,28 +156,28 @@ def _split(frames, places, cos, sin, powers):
         even_re, even_im = half * (a_re + b_re), half * (a_im - b_im)
         c, s = half * splat(cos[k]), half * splat(sin[k])
         odd_re, odd_im = _turn(a_im + b_im, b_re - a_re, c, s)
-        store(powers, k * LANES, _power(even_re + odd_re, even_im + odd_im))
-        store(powers, (size - k) * LANES, _power(even_re - odd_re, even_im - odd_im))
+        store_lanes(powers, k * LANES, _power(even_re + odd_re, even_im + odd_im))
+        store_lanes(powers, (size - k) * LANES, _power(even_re - odd_re, even_im - odd_im))
 
 
 @numba.njit(cache=True, nogil=True)
 def _load(frames, i):
     """Return the real and the imaginary parts of complex value i."""
-    return load(frames, 2 * i * LANES), load(frames, (2 * i + 1) * LANES)
+    return load_lanes(frames, 2 * i * LANES), load_lanes(frames, (2 * i + 1) * LANES)
 
 
 @numba.njit(cache=True, nogil=True)
 def _store(frames, i, re, im):
-    store(frames, 2 * i * LANES, re)
-    store(frames, (2 * i + 1) * LANES, im)
+    store_lanes(frames, 2 * i * LANES, re)
+    store_lanes(frames, (2 * i + 1) * LANES, im)
 
 
 @numba.njit(cache=True, nogil=True)
 def _turn(re, im, cos, sin):
     """Multiply by cos - i sin."""
-    return fma_rows(re, cos, im * sin), fma_rows(im, cos, -(re * sin))
+    return fma_lanes(re, cos, im * sin), fma_lanes(im, cos, -(re * sin))
 
 
 @numba.njit(cache=True, nogil=True)
 def _power(re, im):
-    return fma_rows(re, re, im * im)
+    return fma_lanes(re, re, im * im)

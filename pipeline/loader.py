@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
 from .gather import fill_labels, gather, random_starts
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
-from .order import EvaluationOrder
+from .order import EvaluationOrder, Order
 from .prefetch import prefetch
 from .shard_cache import CacheConfig
 from .shard_source import Lease, ShardSource
@@ -35,31 +34,6 @@ MAX_THREADS = 4  # that make batches: two fill the memory bus
 
 Rows = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
-
-
-class Order(Protocol):
-    """What the loader asks of an order; see ``order.TrainingOrder``."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of one epoch."""
-        ...
-
-    def epoch_of(self, step: int) -> int:
-        """Return the epoch of a step."""
-        ...
-
-    def positions(self, step: int, *, rank: int, world_size: int) -> Rows:
-        """Return the positions in the epoch."""
-        ...
-
-    def rows(self, step: int, *, rank: int, world_size: int) -> Rows:
-        """Return the rows of the index."""
-        ...
-
-    def sources(self, step: int, *, rank: int, world_size: int) -> Rows:
-        """Return the data set of each row."""
-        ...
 
 
 class LoaderConfig(BaseModel):

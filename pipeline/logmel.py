@@ -1,6 +1,7 @@
 """Waveform to log-mel, as one ``FeatureSpec`` defines it.
 
-The same ``LogMel`` serves the build, training on the fly and inference. ``LANES`` frames at a
+The same ``LogMel`` serves the build and training on the fly; ``model/logmel.py`` computes the
+same with torch, for inference on any device, and is held to it by a test. ``LANES`` frames at a
 time stay in the cache: Numba's kernels cut and window them, transform them, sum their powers
 under the mel triangles and take the log.
 """
@@ -14,8 +15,8 @@ import numpy.typing as npt
 from ..shards.mel import mel_filters
 from ..shards.spec import FeatureSpec
 from .fft import Turns, fill_powers, make_turns
+from .lanes import LANES, fma_lanes, load_lanes, splat, store_lanes
 from .rounding import fma
-from .rows import LANES, fma_rows, load, splat, store
 
 Waveform = npt.NDArray[np.float32]
 
@@ -176,19 +177,21 @@ def _window(hops, window, preemphasis, removes_dc, frames):
     offset = splat(np.float32(0))
     if removes_dc:
         offsets = kept * _means(hops, len(window))
-        offset = load(offsets, 0)
+        offset = load_lanes(offsets, 0)
     taken = splat(-preemphasis)
     # Kaldi takes the first sample as its own predecessor.
-    before = load(hops, 0)
-    first = splat(window[0]) * fma_rows(splat(kept), before, -offset)
+    before = load_lanes(hops, 0)
+    first = splat(window[0]) * fma_lanes(splat(kept), before, -offset)
     i = 0
     for t in range(n_hops - LANES + 1):
         for k in range(min(hop_length, len(window) - i)):
-            sample = load(hops, k * n_hops + t)
-            store(frames, i * LANES, splat(window[i]) * (fma_rows(taken, before, sample) - offset))
+            sample = load_lanes(hops, k * n_hops + t)
+            store_lanes(
+                frames, i * LANES, splat(window[i]) * (fma_lanes(taken, before, sample) - offset)
+            )
             before = sample
             i += 1
-    store(frames, 0, first)
+    store_lanes(frames, 0, first)
     frames[len(window) :] = 0
 
 
@@ -218,8 +221,8 @@ def _project(powers, filters, bins, floor, bands):
     for m in range(len(filters)):
         total = splat(np.float32(0))
         for k in range(bins[m, 0], bins[m, 1]):
-            total = total + splat(filters[m, k]) * load(powers, k * LANES)
-        store(bands, m * LANES, total)
+            total = total + splat(filters[m, k]) * load_lanes(powers, k * LANES)
+        store_lanes(bands, m * LANES, total)
     sums = bands.reshape(-1)
     for i in range(len(sums)):
         sums[i] = floor if sums[i] < floor else sums[i]  # a NaN stays one

@@ -26,7 +26,8 @@ import numpy.typing as npt
 import xxhash
 from numba import njit
 
-from .order import Rows, TrainingOrder, check_world, differences, require_same
+from ..shards.dataset import Dataset
+from .order import OrderConfig, Rows, TrainingOrder, check_world, differences, require_same
 
 MAX_DENOMINATOR = 10_000  # shares finer than this are rounded to it
 PATTERN_PLACES = 2**18  # a pattern whose lanes do not come out even ends here, 2 MB
@@ -34,36 +35,62 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _SHARED = ("seed", "global_batch_size", "n_streams", "tail")
 
 
+def mix_orders(
+    datasets: Sequence[Dataset],
+    config: OrderConfig,
+    shares: Sequence[float] | None,
+    rows: Sequence[Rows | None],
+) -> "TrainingOrder | MixtureOrder":
+    """Return the order of one data set, or of a mixture of several.
+
+    Args:
+        datasets: open data sets.
+        config: seed, batch size, streams, class balance.
+        shares: of the data sets in every batch; None: by their samples.
+        rows: of each data set, those that take part, ascending; None: all.
+
+    Raises:
+        ValueError: a data set is too small, or the shares do not fit.
+    """
+    parts = [
+        TrainingOrder(dataset.index, dataset.manifest.fingerprint, config, chosen)
+        for dataset, chosen in zip(datasets, rows, strict=True)
+    ]
+    if len(parts) == len(shares or [1]) == 1:
+        return parts[0]
+    return MixtureOrder(parts, shares or [part.n_samples for part in parts])
+
+
 class MixtureOrder:
-    """An endless order over several data sets with weights.
+    """An endless order over several data sets, each with its share.
 
     Each set goes through its own order, epoch after epoch, at its own pace. The mixture's
     epoch is a name for as many steps as serve the samples of all sets together once.
 
     Args:
         parts: the orders of the sets; equal in seed, batch size, ``n_streams`` and ``tail``.
-        weights: above 0, one for each set; only their ratios count.
+        shares: of each set in every batch, above 0; only their ratios count.
 
     Raises:
         ValueError: the numbers do not fit, or the parts differ.
     """
 
-    def __init__(self, parts: Sequence[TrainingOrder], weights: Sequence[float]) -> None:
-        _check_parts(parts, weights)
+    def __init__(self, parts: Sequence[TrainingOrder], shares: Sequence[float]) -> None:
+        _check_parts(parts, shares)
         self.parts = tuple(parts)
         self.config = parts[0].config
-        self._weights = [float(weight) for weight in weights]
-        counts, denominator = _whole_shares(self._weights)
+        self._wanted = [float(share) for share in shares]
+        counts, denominator = _whole_shares(self._wanted)
         self.shares = tuple(count / denominator for count in counts)
         n_lanes = math.gcd(self.config.n_streams, self.config.global_batch_size)
         self._table = _Table.build(counts, denominator, n_lanes)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the parts' fingerprints and weights, 32 hex digits."""
+        """Hash of the parts' fingerprints and shares, 32 hex digits."""
         text = "\n".join(
-            f"{part.fingerprint} {weight!r}"
-            for part, weight in zip(self.parts, self._weights, strict=True)
+            f"{part.fingerprint} {share!r}"
+            for part, share in zip(self.parts, self._wanted, strict=True)
         )
         return xxhash.xxh3_128(text.encode()).hexdigest()
 
@@ -128,7 +155,7 @@ class MixtureOrder:
         """Describe a place in the order; goes into checkpoints."""
         return {
             "position": step * self.config.global_batch_size,
-            "weights": self._weights,
+            "shares": self._wanted,
             "parts": [part.identity() for part in self.parts],
         }
 
@@ -136,10 +163,10 @@ class MixtureOrder:
         """Return the step at which a saved state goes on.
 
         Raises:
-            ValueError: a data set, a weight or a setting changed; both values are shown.
+            ValueError: a data set, a share or a setting changed; both values are shown.
         """
         saved = state.get("parts") or []
-        changed = differences(state, {"weights": self._weights})
+        changed = differences(state, {"shares": self._wanted})
         if len(saved) != len(self.parts):
             changed.append(f"number of data sets: saved {len(saved)}, now {len(self.parts)}")
         else:
@@ -219,16 +246,16 @@ class _Table:
         return repeats * self.row_sums[:, -1] + self.row_sums[:, row]
 
 
-def _check_parts(parts: Sequence[TrainingOrder], weights: Sequence[float]) -> None:
-    if not parts or len(parts) != len(weights):
+def _check_parts(parts: Sequence[TrainingOrder], shares: Sequence[float]) -> None:
+    if not parts or len(parts) != len(shares):
         raise ValueError(
-            f"a mixture needs one weight for each data set, found {len(weights)} weights for "
+            f"a mixture needs one share for each data set, found {len(shares)} shares for "
             f"{len(parts)} data sets"
         )
-    wrong = [weight for weight in weights if not 0 < weight < math.inf]
+    wrong = [share for share in shares if not 0 < share < math.inf]
     if wrong:
         raise ValueError(
-            f"`weights` must be above 0 and finite, found {wrong[0]}; leave a data set out instead"
+            f"`shares` must be above 0 and finite, found {wrong[0]}; leave a data set out instead"
         )
     for number, part in enumerate(parts):
         for name in _SHARED:
@@ -240,10 +267,10 @@ def _check_parts(parts: Sequence[TrainingOrder], weights: Sequence[float]) -> No
                 )
 
 
-def _whole_shares(weights: Sequence[float]) -> tuple[list[int], int]:
+def _whole_shares(wanted: Sequence[float]) -> tuple[list[int], int]:
     """Return the shares as whole numbers and their sum.
 
-    Weights are taken as they are written in decimals. Where their common denominator is
+    They are taken as they are written in decimals. Where their common denominator is
     above ``MAX_DENOMINATOR``, shares are rounded to it, each to at least one.
 
     >>> _whole_shares([0.7, 0.2, 0.1])
@@ -251,8 +278,8 @@ def _whole_shares(weights: Sequence[float]) -> tuple[list[int], int]:
     >>> _whole_shares([2, 1])
     ([2, 1], 3)
     """
-    exact = [Fraction(repr(weight)) for weight in weights]
-    shares = [weight / sum(exact) for weight in exact]
+    exact = [Fraction(repr(share)) for share in wanted]
+    shares = [share / sum(exact) for share in exact]
     denominator = math.lcm(*(share.denominator for share in shares))
     if denominator <= MAX_DENOMINATOR:
         return [int(share * denominator) for share in shares], denominator

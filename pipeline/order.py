@@ -231,17 +231,18 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """Each sample exactly once, in stored order; the last batch is filled with row -1.
+    """Each of some rows exactly once, as they come; the last batch is filled with row -1.
 
     Rank r of w serves the r-th of w ranges of rows, so it reads its own shards only.
 
     Args:
-        n_samples: rows of the index.
+        rows: int64 rows of the index, such as ``np.arange(len(index))`` for all of them.
         global_batch_size: samples per step over all ranks; the world size divides it.
     """
 
-    def __init__(self, n_samples: int, global_batch_size: int) -> None:
-        self.n_samples = n_samples
+    def __init__(self, rows: Rows, global_batch_size: int) -> None:
+        self.n_samples = len(rows)
+        self._rows = np.append(rows, -1)  # the last is what a place past the end gets
         self._global_batch_size = global_batch_size
 
     @property
@@ -267,7 +268,7 @@ class EvaluationOrder:
     def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
         """Return this rank's rows of a batch, -1 where the batch is filled up."""
         positions = self.positions(step, rank=rank, world_size=world_size)
-        return np.where(positions < self.n_samples, positions, -1)
+        return self._rows[np.minimum(positions, self.n_samples)]
 
     def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> Rows:
         """Return the data set of each row: 0, there is one."""

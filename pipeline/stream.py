@@ -26,7 +26,7 @@ from ..shards.storage import DEFAULT_TIMEOUT_S, open_storage
 from .batch import Batch
 from .length_order import LengthConfig, LengthOrder
 from .loader import Loader, LoaderConfig
-from .mixture import MixtureOrder
+from .mixture import MixtureOrder, mix_orders
 from .order import OrderConfig, TrainingOrder
 from .shard_cache import CacheConfig
 
@@ -40,7 +40,7 @@ _MAX_WORKERS = 1_024  # more than a machine has; each takes eight bytes
 def open_order(
     datasets: Sequence[Dataset],
     config: OrderConfig | LengthConfig,
-    weights: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None,
     *,
     min_frames: int = 0,
 ) -> StreamOrder:
@@ -49,11 +49,11 @@ def open_order(
     Args:
         datasets: open data sets.
         config: seed, batch size or bound in frames, streams, class balance.
-        weights: shares of the data sets in every batch (default: by their samples).
+        shares: of the data sets in every batch (default: by their samples).
         min_frames: samples of fewer log-mel frames are left out, and counted in a warning.
 
     Raises:
-        ValueError: a data set is too small, the weights do not fit, or batches by length
+        ValueError: a data set is too small, the shares do not fit, or batches by length
             are wanted of several data sets.
     """
     rows = [_long_enough(dataset, min_frames) for dataset in datasets]
@@ -64,13 +64,7 @@ def open_order(
                 "with 'melstream merge', or give an `OrderConfig`"
             )
         return LengthOrder(datasets[0].index, datasets[0].manifest.fingerprint, config, rows[0])
-    parts = [
-        TrainingOrder(dataset.index, dataset.manifest.fingerprint, config, chosen)
-        for dataset, chosen in zip(datasets, rows, strict=True)
-    ]
-    if len(parts) == 1 and weights is None:
-        return parts[0]
-    return MixtureOrder(parts, [part.n_samples for part in parts] if weights is None else weights)
+    return mix_orders(datasets, config, shares, rows)
 
 
 def _long_enough(dataset: Dataset, min_frames: int) -> npt.NDArray[np.int64] | None:
@@ -99,7 +93,7 @@ class BatchStream(IterableDataset[Batch]):
         order: seed, global batch size, streams, class balance; or, for whole samples in batches
             of similar length, a ``LengthConfig``.
         config: crop and masks.
-        weights: shares of a mixture's data sets (default: by their samples).
+        shares: of a mixture's data sets in every batch (default: by their samples).
         label_names: the classes of the model, in its order (default: those of the data sets).
         cache: how data sets in an object store are read.
         timeout_s: longest wait for an object store, retries included, in seconds.
@@ -119,7 +113,7 @@ class BatchStream(IterableDataset[Batch]):
         order: OrderConfig | LengthConfig,
         config: LoaderConfig | None = None,
         *,
-        weights: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
         label_names: Sequence[str] | None = None,
         cache: CacheConfig | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -129,7 +123,7 @@ class BatchStream(IterableDataset[Batch]):
     ) -> None:
         self._places = [places] if isinstance(places, str | Path) else list(places)
         self._order_config, self._config = order, _fitting(config, order)
-        self._weights, self._label_names = weights, label_names
+        self._shares, self._label_names = shares, label_names
         self._cache, self._timeout_s = cache, timeout_s
         least = 0 if self._config.mask is None else 2 * self._config.stride
         self._min_frames = least if min_frames is None else min_frames
@@ -223,7 +217,7 @@ class BatchStream(IterableDataset[Batch]):
                 for place in self._places
             ]
             order = open_order(
-                datasets, self._order_config, self._weights, min_frames=self._min_frames
+                datasets, self._order_config, self._shares, min_frames=self._min_frames
             )
             loader = Loader(
                 datasets,

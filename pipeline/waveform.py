@@ -1,7 +1,8 @@
 """Audio file to the waveform that features are made of: mono, at the spec's sample rate.
 
-``load_waveform`` is the one way in: the build, training on the fly and inference call it,
-so a file gives the same waveform, or the same refusal, everywhere.
+``load_waveform`` is the one way in for the build, training on the fly and ``melstream embed``, so a
+file gives the same waveform, or the same refusal, in all of them. A loaded model, which knows
+nothing of this package, reads files by itself (``model/sounds.py``).
 """
 
 import math

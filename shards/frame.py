@@ -22,8 +22,9 @@ def index_frame(index: Index, manifest: Manifest) -> "pandas.DataFrame":
         import pandas
     except ImportError as error:
         raise ImportError(
-            "`to_pandas` needs pandas, which is not installed; type 'pip install pandas', or take "
-            "the columns as arrays: `dataset.index.duration_s`"
+            "`to_pandas` needs pandas, which is not installed; type "
+            "\"pip install 'melstream[pandas]'\", or take the columns as arrays: "
+            "`dataset.index.duration_s`"
         ) from error
     names, ids = manifest.label_names, index.label_ids.tolist()
     bounds = pairwise(index.label_indptr.tolist())

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .dataset import Dataset
 from .errors import DatasetError, ShardError
-from .index import INDEX_NAME, hash_files, hash_index, read_index_files
+from .index import hash_files, hash_index, read_index_files
 from .index_check import find_fault
 from .keys import make_key
 from .manifest import MANIFEST_NAME, RETRY_NAME, manifest_bytes
@@ -19,7 +19,7 @@ BLOCK_BYTES = 2**22
 REMEDY = "copy it again, or build the data set again"
 
 
-def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None]:
+def find_problems(dataset: Dataset, *, full: bool) -> Iterator[DatasetError | ShardError | None]:
     """Check manifest and index, then one shard after the other.
 
     Args:
@@ -28,14 +28,16 @@ def find_problems(dataset: Dataset, *, full: bool) -> Iterator[ShardError | None
             sizes and counts, and the values of the index.
 
     Yields:
-        the problems of manifest and index, if there are any; then one entry per shard: the
-        first problem found in it, or None.
+        a ``DatasetError`` for each problem of manifest, index or folder, if there are any; then
+        one entry per shard: the ``ShardError`` found in it first, or None.
     """
-    is_index = True
-    for problem in _check_tables(dataset, full=full):
-        is_index &= problem.shard != INDEX_NAME
-        yield problem
-    starts = _first_rows(dataset) if is_index else None
+    if full and dataset.storage.read(MANIFEST_NAME) != manifest_bytes(dataset.manifest):
+        yield DatasetError(f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {REMEDY}")
+    fault = _index_fault(dataset, full=full)
+    if fault:
+        yield DatasetError(f"{dataset.url}/{dataset.manifest.index_name}: {fault}")
+    yield from _unnamed_tars(dataset)
+    starts = None if fault else _first_rows(dataset)
     for shard in range(len(dataset.manifest.shards)):
         try:
             if starts is None:
@@ -53,37 +55,24 @@ def _first_rows(dataset: Dataset) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[ShardError]:
-    manifest, storage = dataset.manifest, dataset.storage
-    if full and storage.read(MANIFEST_NAME) != manifest_bytes(manifest):
-        yield ShardError(
-            f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {REMEDY}",
-            shard=MANIFEST_NAME,
-        )
-    fault = _index_fault(dataset, full=full)
-    if fault:
-        yield ShardError(f"{dataset.url}/{manifest.index_name}: {fault}", shard=INDEX_NAME)
-    if not storage.url.startswith("http"):  # a web server lists nothing
-        named = {shard.name for shard in manifest.shards}
-        for name, _ in storage.list():
-            if name.endswith(".tar") and "/" not in name and name not in named:
-                yield _unnamed(dataset, name)
-
-
-def _unnamed(dataset: Dataset, name: str) -> ShardError:
-    """Say of a tar that the manifest does not name what to do with it."""
-    if dataset.storage.size(RETRY_NAME) is None:
-        remedy = "remove it"
-    else:
+def _unnamed_tars(dataset: Dataset) -> Iterator[DatasetError]:
+    """Say of each tar that the manifest does not name what to do with it."""
+    storage = dataset.storage
+    if storage.url.startswith("http"):  # a web server lists nothing
+        return
+    remedy = "remove it"
+    if storage.size(RETRY_NAME) is not None:
         remedy = (
             "a 'melstream build --retry-failed' that runs or was interrupted is to add it: let it "
             "end, or run it again to complete it; until then the data set is as it was"
         )
-    return ShardError(
-        f"{dataset.url}/{name} is no shard of this data set, and a reader of all tars would take "
-        f"it for one; {remedy}",
-        shard=name,
-    )
+    named = {shard.name for shard in dataset.manifest.shards}
+    for name, _ in storage.list():
+        if name.endswith(".tar") and "/" not in name and name not in named:
+            yield DatasetError(
+                f"{dataset.url}/{name} is no shard of this data set, and a reader of all tars "
+                f"would take it for one; {remedy}"
+            )
 
 
 def _index_fault(dataset: Dataset, *, full: bool) -> str | None:

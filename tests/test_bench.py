@@ -31,7 +31,7 @@ def run(*arguments: object) -> str:
 
 
 def test_a_build_is_timed_stage_by_stage(folder: Path) -> None:
-    options = ("build", folder, "--window-seconds", 1, "--jobs", 1, "--no-lhotse")
+    options = ("build", folder, "--window-seconds", 1, "--jobs", 1)
     found = json.loads(run(*options, "--json"))
     assert (found["n_files"], found["n_samples"], found["duration_s"]) == (3, 6, 4.5)
     assert set(found["stages_s"]) > STAGES
@@ -42,7 +42,7 @@ def test_a_build_is_timed_stage_by_stage(folder: Path) -> None:
 
 
 def test_the_table_names_stages_and_ratios(folder: Path) -> None:
-    text = run("build", folder, "--window-seconds", 1, "--jobs", 1, "--limit", 1, "--no-lhotse")
+    text = run("build", folder, "--window-seconds", 1, "--jobs", 1, "--limit", 1)
     for words in ("decode", "x real time", "peak memory", "alone"):
         assert words in text
 
@@ -55,7 +55,7 @@ def test_the_floor_reads_every_sample(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.slow
 def test_lhotse_makes_features_of_the_same_windows(folder: Path) -> None:
-    found = json.loads(run("build", folder, "--window-seconds", 1, "--jobs", 1, "--json"))
+    found = json.loads(run("build", folder, "--window-seconds", 1, "--jobs", 1, "--json", "--vs"))
     assert found["x_lhotse"] > 0
 
 

@@ -33,7 +33,7 @@ def run(*arguments: object) -> str:
 
 @pytest.mark.slow
 def test_rates_headspace_and_shuffle_are_measured(small_dataset: Dataset) -> None:
-    found = json.loads(run(small_dataset.url, *QUICK, "--model", "tiny", "--json"))
+    found = json.loads(run(small_dataset.url, *QUICK, "--preset", "tiny", "--json"))
     assert (found["n_samples"], found["batch_size"], found["crop_frames"]) == (60, 8, 49)
     for kind in ("plain", "masked"):
         rate = found[kind]
@@ -48,7 +48,7 @@ def test_rates_headspace_and_shuffle_are_measured(small_dataset: Dataset) -> Non
 
 
 def test_every_line_says_what_it_means(small_dataset: Dataset) -> None:
-    text = run(small_dataset.url, *QUICK, "--model", "none", "--crop-seconds", 0.2)
+    text = run(small_dataset.url, *QUICK, "--preset", "none", "--crop-seconds", 0.2)
     for words in ("first batch", "share of copying", "with masks", "0 = whole", "peak memory"):
         assert words in text
     assert "headspace" not in text
@@ -58,7 +58,7 @@ def test_clips_too_short_for_a_mask_are_left_out(tmp_path: Path) -> None:
     frames = [6, 7, 8, *[20] * 9]
     samples = [make_sample(number, n_frames=n) for number, n in enumerate(frames)]
     found = json.loads(
-        run(write_dataset(tmp_path / "set", [samples]).url, *QUICK, "--model", "none", "--json")
+        run(write_dataset(tmp_path / "set", [samples]).url, *QUICK, "--preset", "none", "--json")
     )
     assert (found["n_samples"], found["crop_frames"]) == (10, 20)
     short = write_dataset(tmp_path / "short", [samples[:2]])
@@ -67,8 +67,8 @@ def test_clips_too_short_for_a_mask_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_refused(small_dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"`--model` must be one of tiny, .*, found 'huge'"):
-        run(small_dataset.url, "--model", "huge")
+    with pytest.raises(ValueError, match=r"`--preset` must be one of tiny, .*, found 'huge'"):
+        run(small_dataset.url, "--preset", "huge")
 
 
 def test_a_data_set_in_an_object_store_is_read_through_a_cache(
@@ -78,7 +78,7 @@ def test_a_data_set_in_an_object_store_is_read_through_a_cache(
     storage = bucket.open()
     for name, _ in open_storage(local.url).list():
         storage.write(name, open_storage(local.url).read(name))
-    options = (*QUICK, "--model", "none", "--json")
+    options = (*QUICK, "--preset", "none", "--json")
     found = json.loads(run(storage.url, *options, "--cache", tmp_path / "cache"))
     assert found["plain"]["clips_per_s"] > 0
     assert list((tmp_path / "cache").rglob("*.piece"))
@@ -128,7 +128,7 @@ def test_loaders_that_are_installed_are_timed_over_the_same_clips(
     small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_versus, "TURN_S", 0.01)
-    found = json.loads(run(small_dataset.url, *QUICK, "--model", "none", "--vs", "--json"))
+    found = json.loads(run(small_dataset.url, *QUICK, "--preset", "none", "--vs", "--json"))
     names = [speed["name"].split()[0] for speed in found["vs"]]
     assert names[:3] == ["melstream,", "melstream,", "plain"]
     assert {"webdataset", "lhotse"} <= set(names)

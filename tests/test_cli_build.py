@@ -1,14 +1,17 @@
 """`melstream build` as a user types it: its options, what it prints, what it refuses."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_cli import run
 
 from melstream.shards.dataset import open_dataset
+from melstream.tools.feature_file import read_features
 
 CSV = "path,label,fold\nbell/a.flac,bell,one\ntom/b.flac,tom,two\ngone.flac,tom,two\n"
 
@@ -115,6 +118,27 @@ def test_parts_say_what_is_left(melstream: Run, corpus: Path, tmp_path: Path) ->
     code, out, _ = build_csv(melstream, corpus, tmp_path / "out", *options, "2/2")
     assert code == 0
     assert len(open_dataset(tmp_path / "out")) == 2
+
+
+def test_features_of_a_file_are_built_and_indexed(
+    melstream: Run, corpus: Path, tmp_path: Path
+) -> None:
+    spec, out, tars = tmp_path / "spec.toml", tmp_path / "out", tmp_path / "tars"
+    spec.write_text('n_mels = 40\nsample_rate = 8000\nfmax = 3800.0\nstorage_dtype = "uint8"\n')
+    code, _, error = build_csv(melstream, corpus, out, "--features", str(spec))
+    assert code == 0, error
+    built = open_dataset(out)
+    assert built.manifest.features == read_features(str(spec))
+    tars.mkdir()
+    shutil.copy(out / built.manifest.shards[0].name, tars)
+    assert melstream("index", tars, "--features", spec)[0] == 0
+    indexed = open_dataset(tars)
+    assert indexed.manifest.features == built.manifest.features
+    assert [indexed.key(row) for row in range(2)] == [built.key(row) for row in range(2)]
+    np.testing.assert_array_equal(indexed.read_logmel(1), built.read_logmel(1))
+    other = ("--features", str(spec), "--storage", "float16")
+    build_csv(melstream, corpus, tmp_path / "other", *other)
+    assert open_dataset(tmp_path / "other").manifest.features.storage_dtype == "float16"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from melstream.shards.manifest import write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
 from melstream.tools.compare import compare, inspect_against
+from melstream.tools.corpora import esc50
 from melstream.tools.inspect_leaks import _hashed, is_shared
 from melstream.tools.inspection import Comparison, Drift
 from melstream.tools.merge import merge
@@ -178,6 +179,16 @@ def test_clips_of_one_video_are_a_leak_between_corpora(
     vggsound = named(tmp_path / "v", names, window_s=window_s, corpus="subset of vggsound")
     assert recordings_shared(vggsound, audioset) == 2
     assert recordings_shared(audioset, vggsound) == 2
+
+
+def test_a_corpus_says_by_itself_which_clips_are_of_one_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = named(tmp_path / "one", ["1-100032-A", "2-100033-A"], window_s=None, corpus="esc50")
+    other = named(tmp_path / "other", ["1-100032-B"], window_s=None, corpus="esc50")
+    assert recordings_shared(one, other) == 0
+    monkeypatch.setattr(esc50, "recording_of", lambda key: key[:-2], raising=False)
+    assert recordings_shared(one, other) == 1
 
 
 def test_other_features_are_told_and_bands_left_out(

@@ -51,8 +51,9 @@ def test_no_module_was_imported_under_two_names() -> None:
 
 def test_the_readmes_python_runs(built: Callable[[str], Dataset]) -> None:
     dataset = built("train")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    code = code.replace('"shards/train"', repr(str(dataset.folder)))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks).replace('"shards/train"', repr(str(dataset.folder)))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["state"]["position"] == 3 * 16  # type: ignore[index]
+    assert names["figures"]["loss"].isfinite()  # type: ignore[index]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from melstream.pipeline import fft as module
 from melstream.pipeline.fft import fill_powers, make_turns
-from melstream.pipeline.rows import LANES
+from melstream.pipeline.lanes import LANES
 
 TOLERANCE = 3e-6
 """Largest difference from numpy's float64, as a share of the frame's largest power. Roundings of

@@ -35,5 +35,5 @@ def test_without_pandas_the_error_says_what_to_do(
     small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"`to_pandas` needs pandas.*pip install pandas"):
+    with pytest.raises(ImportError, match=r"needs pandas.*'melstream\[pandas\]'"):
         small_dataset.to_pandas()

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melstream.pipeline import logmel as module
+from melstream.pipeline.lanes import LANES
 from melstream.pipeline.logmel import LogMel, window
-from melstream.pipeline.rows import LANES
 from melstream.pipeline.waveform import load_waveform
 from melstream.shards.mel import mel_filters
 from melstream.shards.spec import PRESETS, FeatureSpec

@@ -173,12 +173,12 @@ def test_resume_needs_no_replay() -> None:
         ({"seed": 5}, "data set 0: seed: saved 0, now 5"),
         ({"global_batch_size": 16}, "data set 2: global_batch_size: saved 8, now 16"),
         ({"sizes": (90, 201, 41)}, "data set 1: n_samples: saved 200, now 201"),
-        ({"shares": (3.0, 2.0, 2.0)}, r"weights: saved \[3.0, 2.0, 1.0\], now \[3.0, 2.0, 2.0\]"),
+        ({"shares": (3.0, 2.0, 2.0)}, r"shares: saved \[3.0, 2.0, 1.0\], now \[3.0, 2.0, 2.0\]"),
         ({"weights": WeightConfig()}, "data set 0: weights: saved None, now"),
         ({"sizes": (90, 200), "shares": (3.0, 2.0)}, "number of data sets: saved 3, now 2"),
     ],
 )
-def test_a_changed_set_weight_or_setting_is_refused_with_both_values(
+def test_a_changed_set_share_or_setting_is_refused_with_both_values(
     change: dict[str, object], message: str
 ) -> None:
     state = make_mixture().state(3)
@@ -217,7 +217,7 @@ def test_positions_name_each_sample_of_an_epoch_once() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(weights=st.lists(st.floats(1e-5, 1e5), min_size=2, max_size=5))
-def test_odd_weights_are_rounded_to_a_ten_thousandth_and_no_set_is_lost(
+def test_odd_shares_are_rounded_to_a_ten_thousandth_and_no_set_is_lost(
     weights: list[float],
 ) -> None:
     shares = np.array(make_mixture((20,) * len(weights), tuple(weights)).shares)
@@ -226,10 +226,10 @@ def test_odd_weights_are_rounded_to_a_ten_thousandth_and_no_set_is_lost(
     np.testing.assert_allclose(shares, np.array(weights) / sum(weights), atol=4e-4)
 
 
-def test_wrong_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="found 2 weights for 3 data sets"):
+def test_wrong_shares_are_refused() -> None:
+    with pytest.raises(ValueError, match="found 2 shares for 3 data sets"):
         make_mixture(SIZES, (1.0, 2.0))
-    with pytest.raises(ValueError, match=r"`weights` must be above 0 and finite, found 0\.0"):
+    with pytest.raises(ValueError, match=r"`shares` must be above 0 and finite, found 0\.0"):
         make_mixture(SIZES, (1.0, 0.0, 2.0))
 
 
@@ -246,7 +246,7 @@ def test_a_world_size_that_does_not_divide_is_refused() -> None:
 @settings(deadline=None, max_examples=30)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_small_sets_stand_as_often_as_large_ones(sizes: list[int], seed: int) -> None:
-    """Weights count, not sizes: a set of one clip has its share of every batch."""
+    """Shares count, not sizes: a set of one clip has its share of every batch."""
     assume(len(sizes) > 1)
     order = make_mixture(tuple(sizes), (1.0,) * len(sizes), seed=seed, tail="wrap")
     n_served = np.bincount(np.concatenate([order.sources(step) for step in range(30)]))

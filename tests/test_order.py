@@ -330,7 +330,7 @@ def test_a_rank_that_is_not_there_is_refused() -> None:
 
 
 def test_there_is_one_source() -> None:
-    for order in (make_order([40]), EvaluationOrder(40, 8)):
+    for order in (make_order([40]), EvaluationOrder(np.arange(40), 8)):
         assert order.sources(1, rank=1, world_size=2).tolist() == [0] * 4
 
 
@@ -362,7 +362,7 @@ def test_only_the_chosen_rows_take_part() -> None:
 
 
 def test_evaluation_serves_each_sample_once_over_ranks_and_marks_the_rest() -> None:
-    order = EvaluationOrder(21, 8)
+    order = EvaluationOrder(np.arange(21), 8)
     rows = [
         row
         for step in range(order.steps_per_epoch)
@@ -374,7 +374,7 @@ def test_evaluation_serves_each_sample_once_over_ranks_and_marks_the_rest() -> N
 
 
 def test_evaluation_ranks_read_ranges_and_one_rank_reads_in_stored_order() -> None:
-    order = EvaluationOrder(30, 8)
+    order = EvaluationOrder(np.arange(30), 8)
     steps = range(order.steps_per_epoch)
     assert np.concatenate([order.rows(s) for s in steps])[:30].tolist() == list(range(30))
     for rank in range(4):
@@ -382,6 +382,12 @@ def test_evaluation_ranks_read_ranges_and_one_rank_reads_in_stored_order() -> No
         assert (np.diff(rows[rows >= 0]) == 1).all()
 
 
+def test_evaluation_serves_only_the_rows_it_is_given() -> None:
+    order = EvaluationOrder(np.array([2, 3, 5, 7, 11]), 4)
+    rows = [order.rows(s, rank=r, world_size=2).tolist() for r in range(2) for s in range(2)]
+    assert rows == [[2, 3], [5, 7], [11, -1], [-1, -1]]
+
+
 def test_evaluation_refuses_a_world_size_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match=r"must divide `global_batch_size` \(8\), found 3"):
-        EvaluationOrder(30, 8).rows(0, world_size=3)
+        EvaluationOrder(np.arange(30), 8).rows(0, world_size=3)

@@ -171,7 +171,7 @@ def test_a_mixture_takes_its_shares_from_each_set(small_dataset: Dataset, tmp_pa
     samples = [make_sample(100 + n, n_frames=50, label_ids=(n % 4,)) for n in range(30)]
     other = write_dataset(tmp_path / "other", [samples[:11], samples[11:]], n_classes=4)
     places = [small_dataset.folder, other.folder]
-    stream = BatchStream(places, ORDER, CROPS, weights=[3, 1])
+    stream = BatchStream(places, ORDER, CROPS, shares=[3, 1])
     assert stream.label_names == ("class 0", "class 1", "class 2", "class 3")
     for batch in stream:
         assert torch.bincount(batch.sources).tolist() == [6, 2]
@@ -186,9 +186,9 @@ def test_a_mixture_takes_its_shares_from_each_set(small_dataset: Dataset, tmp_pa
             assert (
                 batch.labels[place].nonzero()[:, 0].tolist() == dataset.index.labels(row).tolist()
             )
-    resumed = BatchStream(places, ORDER, CROPS, weights=[3, 1])
+    resumed = BatchStream(places, ORDER, CROPS, shares=[3, 1])
     resumed.load_state_dict(stream.state_at(5))
-    again = BatchStream(places, ORDER, CROPS, weights=[3, 1])
+    again = BatchStream(places, ORDER, CROPS, shares=[3, 1])
     assert_all_same(list(resumed), list(again)[5:])
 
 

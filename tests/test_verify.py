@@ -1,5 +1,6 @@
 """Whatever byte of a data set is altered, `verify --full` finds it and says where."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
+from melstream.shards.manifest import write_manifest
 from melstream.shards.verify import find_problems
 
 N_PER_FILE = 1
@@ -85,6 +87,22 @@ def test_a_tar_that_a_retry_is_to_add_is_not_to_be_removed(small_dataset: Datase
     assert "'melstream build --retry-failed' that runs or was interrupted" in str(problem)
     assert "run it again to complete it" in str(problem)
     assert "remove" not in str(problem)
+
+
+def test_a_fault_of_index_or_manifest_is_of_the_data_set_by_its_name(
+    small_dataset: Dataset,
+) -> None:
+    folder = small_dataset.folder
+    (folder / "index.zarr").rename(folder / "index-1.zarr")
+    manifest = small_dataset.manifest.model_copy(update={"index_name": "index-1.zarr"})
+    write_manifest(small_dataset.storage, manifest)
+    assert not problems(folder)
+    shutil.rmtree(folder / "index-1.zarr" / "n_frames")
+    (folder / "dataset.json").write_text((folder / "dataset.json").read_text() + "\n")
+    found = list(find_problems(open_dataset(folder), full=True))
+    assert [type(problem) for problem in found] == [DatasetError, DatasetError, *[type(None)] * 5]
+    assert "dataset.json is not as it was written" in str(found[0])
+    assert "index-1.zarr lacks the columns n_frames" in str(found[1]).replace(":", "")
 
 
 @pytest.mark.parametrize("n_bytes", [1, 512, 10_000])

@@ -105,11 +105,12 @@ def verify(
 
     dataset = open_dataset(data)
     n_shards = len(dataset.manifest.shards)
-    problems = []
+    problems, n_done = [], 0
     with progress("verifying", n_shards, err_console) as report:
-        for done, problem in enumerate(find_problems(dataset, full=full), start=1):
+        for problem in find_problems(dataset, full=full):
             problems += [problem] if problem else []
-            report(done, "shards")
+            n_done += not isinstance(problem, DatasetError)  # of the whole, not of a shard
+            report(n_done, "shards")
     for problem in problems:
         err_console.print(f"[bold red]error:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
     if problems:

@@ -24,21 +24,23 @@ def bench_build(
     ] = 10.0,
     jobs: Annotated[int, Option(min=0, help="Processes; 0 = one per core.")] = 0,
     limit: Annotated[
-        int | None, Option(min=1, help="Take so many files only, a random sample.")
+        int | None, Option(min=1, help="Use only a random sample of this many files.")
     ] = None,
-    rounds: Annotated[int, Option(min=1, help="Do it all so often; medians are shown.")] = 1,
-    peer: Annotated[bool, Option("--lhotse/--no-lhotse", help="Time lhotse too.")] = True,
+    rounds: Annotated[
+        int, Option(min=1, help="Repeat the measurement this many times; medians are shown.")
+    ] = 1,
+    versus: Annotated[bool, Option("--vs", help="Time lhotse too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a folder of audio, say where the time goes, and throw the result away.
 
-    Example: `melstream bench build recordings --limit 100`
+    Example: `melstream bench build recordings --limit 100 --vs`
     """
     from .bench_build import bench_build as run
     from .bench_build import print_times
 
     times = run(
-        source, window_s=window_s, n_jobs=jobs, limit=limit, n_rounds=rounds, with_lhotse=peer
+        source, window_s=window_s, n_jobs=jobs, limit=limit, n_rounds=rounds, with_lhotse=versus
     )
     if as_json:
         print(json.dumps(times.as_json(), indent=1))
@@ -128,10 +130,10 @@ def bench_loader(
     batch_size: Annotated[int, Option(min=1, help="Clips in a batch.")] = 64,
     crop_s: Annotated[
         float | None,
-        Option("--crop-seconds", min=0.1, help="Length of a crop; default: the middle clip's."),
+        Option("--crop-seconds", min=0.1, help="Length of a crop; default: the median clip's."),
     ] = None,
     seconds: Annotated[
-        float, Option(min=0.1, help="How long a turn lasts, of three that each thing gets.")
+        float, Option(min=0.1, help="Seconds per turn; each contender gets three turns.")
     ] = 2.0,
     cache: Annotated[
         Path | None,
@@ -141,7 +143,7 @@ def bench_loader(
             help="Keep shards of an object store here; default: in memory.",
         ),
     ] = None,
-    model: Annotated[
+    preset: Annotated[
         str,
         Option(help="Encoder that is trained for the headspace: tiny, cf-s, cf-l, or none."),
     ] = "tiny",
@@ -153,7 +155,7 @@ def bench_loader(
 ) -> None:
     """Time the loader over a data set, and say whether a trainer would wait for it.
 
-    Example: `melstream bench loader shards/train --model cf-s --vs`
+    Example: `melstream bench loader shards/train --preset cf-s --vs`
     """
     from ..model.encoder import PRESETS
     from ..pipeline.shard_cache import CacheConfig
@@ -161,13 +163,13 @@ def bench_loader(
     from .bench_loader import bench_loader as run
     from .bench_versus import compare_over, print_speeds
 
-    if model not in (*PRESETS, "none"):
-        raise ValueError(f"`--model` must be one of {', '.join(PRESETS)}, none, found {model!r}")
+    if preset not in (*PRESETS, "none"):
+        raise ValueError(f"`--preset` must be one of {', '.join(PRESETS)}, none, found {preset!r}")
     settings = LoaderSettings(
         batch_size=batch_size,
         crop_s=crop_s,
         seconds=seconds,
-        preset=None if model == "none" else model,
+        preset=None if preset == "none" else preset,
         device=choose_device(device),
         cache=CacheConfig(folder=cache),
     )

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from typer import Option
 
-from ..shards.spec import PRESETS, FeatureSpec
 from .cli_options import Json, err_console, out_console, resumable
-from .corpora.corpus import Listing, find_corpora
+from .corpora.corpus import Listing, find_corpora, find_recording_of
+from .feature_file import FEATURES_HELP, FEATURES_METAVAR, read_features
 
 if TYPE_CHECKING:
     from .build import BuildReport, Executor
@@ -46,11 +46,15 @@ def _build_options(
         str, Option("--out", metavar="URL", help="A folder, or s3://, gs://, az:// and a path.")
     ],
     features: Annotated[
-        str, Option(help="Feature preset: conformer64 or kaldi128.")
+        str, Option(metavar=FEATURES_METAVAR, help=f"What a log-mel is: {FEATURES_HELP}")
     ] = "conformer64",
     storage: Annotated[
-        Storage, Option(help="How log-mels are stored; uint8 takes half the bytes.")
-    ] = "float16",
+        Storage | None,
+        Option(
+            help="How log-mels are stored; uint8 takes half the bytes. Default: float16, or what "
+            "the file of --features says."
+        ),
+    ] = None,
     keep_audio: Annotated[
         bool, Option("--keep-audio", help="Keep the 16 kHz waveforms too, as FLAC.")
     ] = False,
@@ -95,12 +99,6 @@ def _build_options(
     """Declare the options that every corpus has."""
 
 
-def _features(preset: str, storage: Storage) -> FeatureSpec:
-    if preset not in PRESETS:
-        raise ValueError(f"`--features` must be one of {', '.join(PRESETS)}, found {preset!r}")
-    return FeatureSpec.model_validate({**PRESETS[preset].model_dump(), "storage_dtype": storage})
-
-
 def _run(
     corpus: str,
     scan: Callable[[], Listing],
@@ -114,9 +112,12 @@ def _run(
     from .build_retry import retry_failed
     from .progress import progress
 
+    features = read_features(options["features"])
+    if options["storage"]:
+        features = features.model_copy(update={"storage_dtype": options["storage"]})
     settings = PlanSettings(  # before a scan that may take minutes
         corpus=corpus,
-        features=_features(options["features"], options["storage"]),
+        features=features,
         min_duration_s=options["min_seconds"],
         window_s=options["window_s"],
         keep_audio=options["keep_audio"],
@@ -159,8 +160,7 @@ def _require_disjoint(plan: "Plan", places: Sequence[str]) -> None:
     if places:
         from .leaks import require_disjoint
 
-        corpus = find_corpora()[plan.settings.corpus]
-        recording_of = getattr(corpus, "recording_of", str)
+        recording_of = find_recording_of(plan.settings.corpus) or str
         keys = [clip.key for clip in plan.listing.clips]
         require_disjoint(keys, places, recording_of=recording_of)
 

@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from ..shards.manifest import Manifest
 from .cli_options import Json, err_console, local_path, out_console
+from .feature_file import FEATURES_HELP, FEATURES_METAVAR, read_features
 from .text_tables import many
 
 data_app = typer.Typer()
@@ -26,9 +27,8 @@ def index(
     features: Annotated[
         str,
         Option(
-            metavar="PRESET|FILE",
-            help="How the log-mels were made: a preset, or a .json or .toml file of a feature "
-            "spec. It cannot be guessed.",
+            metavar=FEATURES_METAVAR,
+            help=f"How the log-mels were made, which cannot be guessed: {FEATURES_HELP}",
         ),
     ],
     logmel_field: Annotated[
@@ -50,7 +50,6 @@ def index(
     """
     from ..shards.storage import open_storage
     from .adopt import AdoptSettings, adopt, find_tars
-    from .feature_file import read_features
     from .progress import progress
 
     settings = AdoptSettings(read_features(features), logmel_field, label_field, make_keys)

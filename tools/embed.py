@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -109,7 +110,7 @@ class _DatasetSource:
     def clips(self, model: AudioModel, report: EmbedReport) -> Iterator[ClipEmbedding]:
         # Where padding is seen, a clip's embedding would depend on those beside it.
         batch_size = BATCH_SIZE if model.encoder.config.hides_padding else 1
-        order = EvaluationOrder(len(self.dataset), batch_size)
+        order = EvaluationOrder(np.arange(len(self.dataset)), batch_size)
         config = LoaderConfig(stride=model.encoder.config.stride)
         loader = Loader(self.dataset, order, config, pins=model.device.type == "cuda")
         for batch in loader.batches(0, order.steps_per_epoch):

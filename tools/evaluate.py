@@ -78,7 +78,7 @@ def predict(
     rows = np.arange(len(dataset)) if rows is None else rows
     if not len(rows):
         raise ValueError(f"`rows` must name clips of {dataset.url} to score, found none")
-    order = RowsOrder(rows, BATCH_SIZE * world.size)
+    order = EvaluationOrder(rows, BATCH_SIZE * world.size)
     config = LoaderConfig(stride=card.encoder.stride)
     loader = Loader(
         dataset,
@@ -112,40 +112,6 @@ def predict(
         world.gather(torch.cat(labels)).numpy()[is_real].astype(bool),
         tuple(bytes(names[row]).decode("ascii") for row in found[is_real]),
     )
-
-
-class RowsOrder:
-    """Each of some rows exactly once; see ``EvaluationOrder``.
-
-    Args:
-        rows: int64 rows of the index.
-        global_batch_size: samples per step over all processes.
-    """
-
-    def __init__(self, rows: npt.NDArray[np.int64], global_batch_size: int) -> None:
-        self._rows = np.append(rows, -1)  # the last is what a place past the end gets
-        self._places = EvaluationOrder(len(rows), global_batch_size)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that serve every row once, the same on every process."""
-        return self._places.steps_per_epoch
-
-    def epoch_of(self, step: int) -> int:
-        """Return 0: an evaluation is one epoch."""
-        return 0
-
-    def positions(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Return this process's positions of a batch."""
-        return self._places.positions(step, rank=rank, world_size=world_size)
-
-    def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Return this process's rows of a batch, -1 where the batch is filled up."""
-        return self._rows[self._places.rows(step, rank=rank, world_size=world_size)]
-
-    def sources(self, step: int, *, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.int64]:
-        """Return the data set of each row: 0, there is one."""
-        return self._places.sources(step, rank=rank, world_size=world_size)
 
 
 def evaluate(

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 
 from ..shards.spec import PRESETS, FeatureSpec
 
+FEATURES_METAVAR = "PRESET|FILE"
+FEATURES_HELP = "conformer64, kaldi128, or a .json or .toml file with the fields of a feature spec."
+
 
 def read_features(text: str) -> FeatureSpec:
     """Return the spec that a preset's name, or a file, stands for.

@@ -1,7 +1,7 @@
 """Samples that stand on both sides of a line: between the splits of a set, or between two sets."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from ..shards.dataset import Dataset
 from ..shards.keys import MAX_KEY_BYTES, WINDOW_SUFFIX_BYTES, stem_of_window, window_stem
-from .corpora.youtube import YTID_LENGTH
+from .corpora.corpus import find_recording_of
 from .inspection import Leak
 
 MERGED = "merge of "  # starts the corpus of a merge, perhaps of a subset of one
 MAX_STEM_BYTES = MAX_KEY_BYTES - WINDOW_SUFFIX_BYTES
 WINDOW_PLACE = re.compile(rb"-(\d{8,10})$")
-VIDEO_CORPORA = ("audioset", "vggsound")  # several clips of theirs can be of one video
 MAX_EXAMPLES = 5
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio, odd
 
@@ -108,11 +107,11 @@ def _shared(kind: str, sides: Sequence[_Side], ids: Sequence[Ids]) -> Iterator[L
 
 def _shares_recordings(dataset: Dataset) -> bool:
     """Say whether several samples can be of one recording."""
-    return bool(_is_window(dataset).any()) or _is_of_videos(dataset.manifest.build.corpus)
+    return bool(_is_window(dataset).any() or _recordings_of(dataset.manifest.build.corpus))
 
 
 def _recordings(dataset: Dataset) -> Ids:
-    """Return the recording that each sample is of: by its key, less the place of a window."""
+    """Return the recording that each sample is of: by its key, as its corpus reads it."""
     keys = dataset.index.sample_keys()
     names = keys.astype(f"S{MAX_KEY_BYTES}")
     is_window = _is_window(dataset)
@@ -120,8 +119,8 @@ def _recordings(dataset: Dataset) -> Ids:
     for row in np.flatnonzero(is_window | (np.strings.str_len(keys) > MAX_STEM_BYTES)).tolist():
         key = keys[row].decode("ascii")
         names[row] = (stem_of_window(key) if is_window[row] else window_stem(key)).encode()
-    if _is_of_videos(dataset.manifest.build.corpus):
-        names = names.astype(f"S{YTID_LENGTH}")
+    for recording_of in _recordings_of(dataset.manifest.build.corpus):
+        names = np.array([recording_of(name.decode("ascii")) for name in names.tolist()], "S")
     return _hashed(names)
 
 
@@ -139,14 +138,20 @@ def _is_window(dataset: Dataset) -> npt.NDArray[np.bool_]:
     return start_ms <= 1_000 * index.start_s + 1
 
 
-def _is_of_videos(corpus: str) -> bool:
-    """Say whether keys start with a video's id; also of subsets and merges of such sets.
+def _recordings_of(corpus: str) -> list[Callable[[str], str]]:
+    """Return what tells the recording of a key; nothing where a clip is its own recording.
 
-    >>> _is_of_videos("subset of merge of audioset, vggsound"), _is_of_videos("merge of folder")
-    (True, False)
+    Subsets and merges are of the corpora that they were made of. All those of a merge must tell,
+    since no key says which one it is of.
+
+    >>> len(_recordings_of("subset of merge of audioset, vggsound"))
+    2
+    >>> _recordings_of("merge of audioset, folder")
+    []
     """
     names = corpus.replace("subset of ", "").replace(MERGED, "").split(", ")
-    return all(name in VIDEO_CORPORA for name in names)
+    found = [recording_of for name in names if (recording_of := find_recording_of(name))]
+    return found if len(found) == len(names) else []
 
 
 def _hashed(names: npt.NDArray[np.bytes_]) -> Ids:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.masks import MaskConfig
-from ..pipeline.mixture import MixtureOrder
+from ..pipeline.mixture import MixtureOrder, mix_orders
 from ..pipeline.order import OrderConfig, TrainingOrder
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.spec import FeatureSpec
@@ -105,13 +105,11 @@ def training_order(
         tail=config.tail,
         weights=config.weights,
     )
-    parts = []
-    for dataset in datasets:
-        rows = _long_enough(dataset, config, min_frames=min_frames, console=console, chosen=chosen)
-        parts.append(TrainingOrder(dataset.index, dataset.manifest.fingerprint, order_config, rows))
-    if len(parts) == 1:
-        return parts[0]
-    return MixtureOrder(parts, config.shares or [part.n_samples for part in parts])
+    rows = [
+        _long_enough(dataset, config, min_frames=min_frames, console=console, chosen=chosen)
+        for dataset in datasets
+    ]
+    return mix_orders(datasets, order_config, config.shares, rows)
 
 
 def _long_enough(

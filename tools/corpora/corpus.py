@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +114,11 @@ class Listing:
             return self
         kept = {self.splits.index(name) for name in splits}
         return replace(self, clips=tuple(clip for clip in self.clips if clip.split in kept))
+
+
+def find_recording_of(corpus: str) -> Callable[[str], str] | None:
+    """Return what tells the recording of a key of this corpus, if its module says."""
+    return getattr(find_corpora().get(corpus), "recording_of", None)
 
 
 def find_corpora() -> dict[str, ModuleType]:

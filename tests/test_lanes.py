@@ -1,25 +1,29 @@
-"""Operations on rows are numpy's on slices, bit for bit."""
+"""Operations on lanes are numpy's on slices, bit for bit."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from numba import TypingError, njit
 
+from melstream.pipeline.lanes import LANES, fma_lanes, load_lanes, splat, store_lanes
 from melstream.pipeline.rounding import fma
-from melstream.pipeline.rows import LANES, fma_rows, load, splat, store
 
 Array = npt.NDArray[np.float32]
 
 
 @njit
 def combine(values, first, factor, out):
-    a, b, c = load(values, first), load(values, first + LANES), load(values, first + 2 * LANES)
-    store(out, 0, a + b)
-    store(out, LANES, a - b)
-    store(out, 2 * LANES, a * b)
-    store(out, 3 * LANES, -a)
-    store(out, 4 * LANES, fma_rows(a, b, c))
-    store(out, 5 * LANES, splat(factor) * a)
+    a, b, c = (
+        load_lanes(values, first),
+        load_lanes(values, first + LANES),
+        load_lanes(values, first + 2 * LANES),
+    )
+    store_lanes(out, 0, a + b)
+    store_lanes(out, LANES, a - b)
+    store_lanes(out, 2 * LANES, a * b)
+    store_lanes(out, 3 * LANES, -a)
+    store_lanes(out, 4 * LANES, fma_lanes(a, b, c))
+    store_lanes(out, 5 * LANES, splat(factor) * a)
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -31,7 +35,7 @@ def test_operations_are_those_on_each_value(first: int) -> None:
     fused = np.array([fma(*triple) for triple in zip(a, b, c, strict=True)], np.float32)
     expected = np.stack([a + b, a - b, a * b, -a, fused, np.float32(0.3) * a])
     np.testing.assert_array_equal(out[:6], expected)
-    assert np.isnan(out[6]).all()  # nothing is stored beyond a row
+    assert np.isnan(out[6]).all()  # nothing is stored beyond the last lane
 
 
 def test_what_is_not_finite_stays_in_its_lane() -> None:
@@ -50,7 +54,7 @@ def test_what_is_not_finite_stays_in_its_lane() -> None:
 def test_an_array_that_is_not_plain_float32_is_refused(array: Array) -> None:
     @njit
     def copy(array):
-        store(array, 0, load(array, LANES))
+        store_lanes(array, 0, load_lanes(array, LANES))
 
     with pytest.raises((TypeError, TypingError), match="C-contiguous arrays of float32"):
         copy(array)
