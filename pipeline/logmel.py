@@ -186,9 +186,8 @@ def _window(hops, window, preemphasis, removes_dc, frames):
     for t in range(n_hops - LANES + 1):
         for k in range(min(hop_length, len(window) - i)):
             sample = load_lanes(hops, k * n_hops + t)
-            store_lanes(
-                frames, i * LANES, splat(window[i]) * (fma_lanes(taken, before, sample) - offset)
-            )
+            emphasised = fma_lanes(taken, before, sample) - offset
+            store_lanes(frames, i * LANES, splat(window[i]) * emphasised)
             before = sample
             i += 1
     store_lanes(frames, 0, first)

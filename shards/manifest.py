@@ -112,6 +112,11 @@ class Manifest(BaseModel):
     )
     index_hash: str = Field(description="hash of all columns of the index; see `hash_index`")
     index_files_hash: str = Field(description="hash of the files of the index; see `hash_files`")
+    made_of: tuple[str, ...] = Field(
+        default=(),
+        description="fingerprints of the data sets whose samples were copied, and of what they "
+        "were made of",
+    )
     build: BuildSettings
 
     @model_validator(mode="after")
@@ -136,6 +141,11 @@ class Manifest(BaseModel):
             if len(getattr(self, name)) != self.features.n_mels:
                 raise ValueError(f"`{name}` must have `n_mels` ({self.features.n_mels}) values")
         return self
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Fingerprints of this data set and of those it was made of."""
+        return (self.fingerprint, *self.made_of)
 
     @property
     def fingerprint(self) -> str:

@@ -35,7 +35,7 @@ def find_problems(dataset: Dataset, *, full: bool) -> Iterator[DatasetError | Sh
         yield DatasetError(f"{dataset.url}/{MANIFEST_NAME} is not as it was written; {REMEDY}")
     fault = _index_fault(dataset, full=full)
     if fault:
-        yield DatasetError(f"{dataset.url}/{dataset.manifest.index_name}: {fault}")
+        yield fault
     yield from _unnamed_tars(dataset)
     starts = None if fault else _first_rows(dataset)
     for shard in range(len(dataset.manifest.shards)):
@@ -75,20 +75,23 @@ def _unnamed_tars(dataset: Dataset) -> Iterator[DatasetError]:
             )
 
 
-def _index_fault(dataset: Dataset, *, full: bool) -> str | None:
+def _index_fault(dataset: Dataset, *, full: bool) -> DatasetError | None:
     manifest, storage = dataset.manifest, dataset.storage
+    place = f"{dataset.url}/{manifest.index_name}"
     try:
         is_same = hash_index(dataset.index) == manifest.index_hash
         _ = dataset.logmel_counts  # reading checks it
     except DatasetError as error:
-        return str(error)
+        return error
     if is_same and full and not storage.url.startswith("http"):
         files = read_index_files(storage, manifest.index_name)
         is_same = hash_files(files) == manifest.index_files_hash
     if not is_same:
-        return f"not the index that the manifest was written with; {REMEDY}"
+        return DatasetError(
+            f"{place} is not the index that the manifest was written with; {REMEDY}"
+        )
     fault = find_fault(dataset.index, manifest)
-    return fault and f"{fault}; {REMEDY}"
+    return DatasetError(f"{place}: {fault}; {REMEDY}") if fault else None
 
 
 def _check_shard(dataset: Dataset, shard: int, rows: range, *, full: bool) -> None:

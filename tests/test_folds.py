@@ -176,8 +176,13 @@ def test_an_evaluation_on_what_was_learnt_from_says_so(
 ) -> None:
     recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
     part = part_of_splits(folded, learnt, ()) if learnt else None
-    finetune(recipe, folded.url, tmp_path, device=CPU, console=quiet, part=part)
-    evaluated(tmp_path, folded, *measured)
+    finetune(recipe, folded.url, tmp_path / "run", device=CPU, console=quiet, part=part)
+    evaluated(tmp_path / "run", folded, *measured)
+    assert ("its figures there say little" in caplog.text) is is_told
+    caplog.clear()
+    chosen = Selection(splits=measured)
+    found = subset(folded, open_storage(tmp_path / "some"), chosen, lambda done, note: None)
+    evaluated(tmp_path / "run", open_dataset(found.url))
     assert ("its figures there say little" in caplog.text) is is_told
 
 

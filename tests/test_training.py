@@ -436,7 +436,7 @@ def test_clips_that_are_scored_in_part_are_counted(
     run_finetune(data, tmp_path / "run", quiet)
     evaluate(tmp_path / "run", data.folder, device=CPU)
     assert [message.partition(" was ")[2] for message in caplog.messages] == [
-        f"trained on {data.folder}: its figures there say little"
+        f"trained on clips of {data.folder}: its figures there say little"
     ]
     longest = int(data.index.n_frames.max())
     monkeypatch.setattr(

@@ -102,7 +102,7 @@ def test_a_fault_of_index_or_manifest_is_of_the_data_set_by_its_name(
     found = list(find_problems(open_dataset(folder), full=True))
     assert [type(problem) for problem in found] == [DatasetError, DatasetError, *[type(None)] * 5]
     assert "dataset.json is not as it was written" in str(found[0])
-    assert "index-1.zarr lacks the columns n_frames" in str(found[1]).replace(":", "")
+    assert str(found[1]).startswith(f"{folder}/index-1.zarr lacks the columns n_frames")
 
 
 @pytest.mark.parametrize("n_bytes", [1, 512, 10_000])

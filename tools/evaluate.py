@@ -146,15 +146,22 @@ def evaluate(
 
 
 def _warn_of_learnt_clips(card: ModelCard, dataset: Dataset, splits: Sequence[str]) -> None:
-    """Say that a model has learnt from what it is measured on; no splits: from all of them."""
+    """Say that a model has learnt from what it is measured on, or from what that was made of.
+
+    A set of other splits than those that were learnt from is none of it.
+    """
     *before, last = card.trained_on
-    is_apart = card.splits and splits and not set(card.splits) & set(splits)
-    if dataset.manifest.fingerprint == last and not is_apart:
-        _log.warning("the model was trained on %s: its figures there say little", dataset.url)
-    elif dataset.manifest.fingerprint in before:
+    lineage = dataset.manifest.lineage
+    measured = set(splits or dataset.used_splits.values())
+    is_apart = card.splits and measured and not measured & set(card.splits)
+    if last in lineage and not is_apart:
         _log.warning(
-            "the encoder has learnt from %s before it was fine-tuned, perhaps without labels: the "
-            "figures there may flatter",
+            "the model was trained on clips of %s: its figures there say little", dataset.url
+        )
+    elif set(before) & set(lineage):
+        _log.warning(
+            "the encoder has learnt from clips of %s before it was fine-tuned, perhaps without "
+            "labels: the figures there may flatter",
             dataset.url,
         )
 

@@ -187,6 +187,7 @@ def _finish(
         "label_ids": label_ids,
         "split_names": _union(m.split_names for m in manifests),
         "n_rejects": {},
+        "made_of": _union(m.lineage for m in manifests),
         "build": _build_settings(manifests),
     }
     names = ", ".join(f"{d.storage.name} (fingerprint {d.manifest.fingerprint})" for d in datasets)

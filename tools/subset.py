@@ -159,6 +159,7 @@ class _Copier:
             "label_ids": old.label_ids,
             "split_names": old.split_names,
             "n_rejects": {},
+            "made_of": old.lineage,
             "build": build,
         }
         fields = [JSON_FIELD, LOGMEL_FIELD] if index.json_size.all() else [LOGMEL_FIELD]
