@@ -23,7 +23,8 @@ from melstream.tools.cli import app
 from melstream.tools.corpora import esc50
 from melstream.tools.evaluate import as_json, evaluate
 from melstream.tools.finetune import finetune
-from melstream.tools.folds import FoldResult, finetune_folds, print_folds, summarise
+from melstream.tools.fold_results import FoldResult, print_folds, summarise
+from melstream.tools.folds import finetune_folds
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.parts import Part, part_of_splits
 from melstream.tools.recipe import FinetuneRecipe, load_recipe
@@ -77,8 +78,10 @@ def test_each_fold_is_measured_by_a_model_that_has_not_seen_it(
         assert written["folds"][result.name]["accuracy"] == accuracies[number]
     with pytest.raises(DatasetError, match=r"it holds several runs, give one, such as \S+/fold-1"):
         load_tagger(tmp_path / "run")
-    print_folds(results, quiet)
-    assert "mean ± std" in quiet.file.getvalue()  # type: ignore[attr-defined]
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "run")])
+    assert "mean ± std" in shown.stdout
+    as_data = CliRunner().invoke(app, ["inspect", str(tmp_path / "run"), "--json"])
+    assert json.loads(as_data.stdout) == written
     again = finetune_folds(
         recipe, folded.folder, tmp_path / "run", device=CPU, console=quiet, resume=True
     )

@@ -1,5 +1,6 @@
 """``melstream inspect`` and ``show``: look at what is built."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,11 +53,16 @@ def inspect(
     from ..shards.dataset import open_dataset
     from .clips import check_samples
     from .compare import inspect_against
+    from .fold_results import is_folds
     from .inspect import inspect_dataset
     from .inspect_page import print_inspection
     from .run_summary import is_run
 
     n_chosen = sum(option is not None for option in (against, label, key))
+    if is_folds(place):
+        _require_data_set(place, is_right=n_chosen + sample == 0 and html is None)
+        _inspect_folds(Path(place), as_json=as_json)
+        return
     if is_run(place):
         _require_data_set(place, is_right=n_chosen + sample == 0)
         _inspect_run(Path(place), html, top=top, as_json=as_json)
@@ -155,8 +161,21 @@ def _require_data_set(place: str, *, is_right: bool) -> None:
     if not is_right:
         raise ValueError(
             f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is a "
-            "training run; leave them out"
+            "training run, or folds, which have no `--html` either; leave them out"
         )
+
+
+def _inspect_folds(folder: Path, *, as_json: bool) -> None:
+    """Say what came of the folds of a data set."""
+    from .fold_results import print_folds, read_folds, summarise
+
+    results = read_folds(folder)
+    if as_json:
+        print(json.dumps(summarise(results), indent=1))
+    else:
+        print_folds(results, out_console)
+        runs = ", ".join(result.name for result in results)
+        out_console.print(f"each is a run: {runs}", highlight=False, markup=False)
 
 
 def _inspect_run(folder: Path, html: Path | None, *, top: int, as_json: bool) -> None:

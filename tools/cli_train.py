@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .distributed import World
-    from .folds import FoldResult
+    from .fold_results import FoldResult
     from .training import Result
 
 train_app = typer.Typer()
@@ -253,7 +253,7 @@ def _finish_folds(out: Path, results: "list[FoldResult] | None", world: "World")
     if results is None:
         out_console.print("stopped, checkpoint written; --resume goes on", highlight=False)
         return
-    from .folds import SUMMARY_NAME, print_folds
+    from .fold_results import SUMMARY_NAME, print_folds
 
     print_folds(results, out_console)
     out_console.print(f"figures: {out / SUMMARY_NAME}", highlight=False)

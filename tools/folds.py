@@ -4,39 +4,21 @@ The folds are the splits of the data set, as the corpus gave them (ESC-50 has fi
 """
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from ..shards.dataset import open_dataset
 from ..shards.files import write_bytes
 from ..shards.keys import make_key
 from .distributed import World
 from .finetune import finetune
+from .fold_results import FIGURES, SUMMARY_NAME, FoldResult, summarise
 from .parts import fold_parts
 from .recipe import FinetuneRecipe
 from .run_folder import VALIDATION_NAME
-
-SUMMARY_NAME = "folds.json"
-FIGURES = ("accuracy", "balanced_accuracy", "mAP", "mAUC")  # those whose mean over folds tells
-
-
-@dataclass(frozen=True, slots=True)
-class FoldResult:
-    """What came out of one fold.
-
-    Args:
-        name: of the split that was held out.
-        figures: of ``FIGURES``, on it.
-    """
-
-    name: str
-    figures: dict[str, float]
 
 
 def finetune_folds(
@@ -101,47 +83,6 @@ def finetune_folds(
     if world.is_main:
         write_bytes(out / SUMMARY_NAME, (json.dumps(summarise(results), indent=1) + "\n").encode())
     return results
-
-
-def summarise(results: list[FoldResult]) -> dict[str, object]:
-    """Return mean and standard deviation over folds of each figure, and the folds themselves.
-
-    A fold in which a figure is undefined, as mAUC is among clips of one class, does not count
-    for it.
-    """
-    table = _figures_of_folds(results)
-    return {
-        "mean": {name: float(np.mean(values)) for name, values in table.items()},
-        "std": {
-            name: float(np.std(values, ddof=1)) if len(values) > 1 else None
-            for name, values in table.items()
-        },
-        "folds": {result.name: result.figures for result in results},
-    }
-
-
-def print_folds(results: list[FoldResult], console: Console) -> None:
-    """Print a row per fold, and the mean."""
-    figures = _figures_of_folds(results)
-    table = Table("held out", *figures, title="each fold by the model that has not seen it")
-    for result in results:
-        cells = (result.figures.get(name) for name in figures)
-        table.add_row(result.name, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    table.add_section()
-    table.add_row("mean ± std", *map(_mean_and_std, figures.values()))
-    console.print(table)
-
-
-def _figures_of_folds(results: list[FoldResult]) -> dict[str, list[float]]:
-    """Return the values of each figure over the folds in which it is defined."""
-    table = {name: [r.figures[name] for r in results if name in r.figures] for name in FIGURES}
-    return {name: values for name, values in table.items() if values}
-
-
-def _mean_and_std(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def _figures(run: Path) -> dict[str, float]:
