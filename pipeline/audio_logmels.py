@@ -31,11 +31,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..shards.audio_suffixes import AUDIO_SUFFIXES
 from ..shards.errors import DatasetError, SampleError
 from ..shards.spec import FeatureSpec
 from .logmel import LogMel
 from .parallel_map import parallel_map
-from .raw_audio import AUDIO_SUFFIXES, RawAudio
+from .raw_audio import RawAudio
 from .waveform import load_waveform
 
 LogMels = npt.NDArray[np.float32]

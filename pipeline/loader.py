@@ -6,7 +6,6 @@ One thread asks for the bytes of coming steps, in order; a few make batches of t
 that hold no lock (on one core the same thread does). Nothing but the order says what is in a batch.
 """
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -18,12 +17,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..shards.dataset import Dataset
+from ..shards.errors import listed
 from ..shards.index_check import require_possible
 from .batch import Batch, BatchMemory
 from .draws import derive_key, draws
 from .gather import fill_labels, gather, random_starts
 from .masks import MaskConfig, count_masked, draw_distractors, draw_masks
 from .order import EvaluationOrder, Order
+from .parallel_map import n_cores
 from .prefetch import prefetch
 from .shard_cache import CacheConfig
 from .shard_source import Lease, ShardSource
@@ -127,7 +128,7 @@ class Loader:
         """
         steps = range(first_step, last_step, every)
         with ExitStack() as stack:  # closes everything, even if Ctrl-C comes while it does
-            n_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+            n_threads = min(MAX_THREADS, n_cores())
             pool = ThreadPoolExecutor(n_threads, thread_name_prefix="melstream-gather")
             stack.callback(pool.shutdown, cancel_futures=True)
             sources: list[ShardSource] = []
@@ -362,6 +363,6 @@ def _map_labels(dataset: Dataset, wanted: Sequence[str]) -> Rows:
     if unknown and wanted:
         raise ValueError(
             f"the data set has {len(unknown)} classes that the model lacks "
-            f"({', '.join(unknown[:5])}); build it with the label list of the training set"
+            f"({listed(unknown)}); build it with the label list of the training set"
         )
     return np.array([places.get(name, -1) for name in stored], np.int64)

@@ -1,5 +1,6 @@
 """Call a function on each item in a few threads, and give the results in the items' order."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,6 +8,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def n_cores() -> int:
+    """Count the cores this process may use: a pinned job has fewer than its machine."""
+    return len(os.sched_getaffinity(0))
 
 
 def parallel_map(

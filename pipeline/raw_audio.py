@@ -16,18 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..shards.audio_suffixes import AUDIO_SUFFIXES
 from ..shards.dataset import Dataset
 from ..shards.errors import DatasetError, ShardError
 from ..shards.storage import Storage, open_storage
 from ..shards.tar_members import Member, read_tar, scan_members, split_name
 from ..shards.writer import FLAC_FIELD
 from .member_reader import read_samples
-
-AUDIO_SUFFIXES = frozenset({
-    "aac", "aif", "aifc", "aiff", "amr", "au", "caf", "flac", "m4a", "mka", "mp2", "mp3", "mp4",
-    "oga", "ogg", "opus", "wav", "webm", "wma",
-})  # fmt: skip
-"""What the field of a member ends in, if it is audio."""
 
 MAX_JSON_BYTES = 2**20
 

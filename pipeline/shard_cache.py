@@ -296,52 +296,6 @@ class CachedFile:
     used_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class CachedSet:
-    """What a cache folder holds of one data set.
-
-    Args:
-        name: of its folder: the data set's name, and a hash of address and fingerprint.
-        n_files: pieces.
-        n_bytes: of them all.
-    """
-
-    name: str
-    n_files: int
-    n_bytes: int
-
-
-def cache_info(folder: Path) -> list[CachedSet]:
-    """Return what a cache folder holds, per data set, sorted by name; downloads count."""
-    files: dict[str, list[int]] = {}
-    for file in _survey(folder):
-        files.setdefault(file.path.parent.name, []).append(file.n_bytes)
-    return [CachedSet(name, len(sizes), sum(sizes)) for name, sizes in sorted(files.items())]
-
-
-def clear_cache(folder: Path, name: str | None = None) -> tuple[int, int]:
-    """Remove all pieces that no process uses.
-
-    Args:
-        folder: the cache.
-        name: of one data set in it, as ``cache_info`` gives it; None = all.
-
-    Returns:
-        bytes removed, and bytes left because they are in use.
-    """
-    removed = left = 0
-    files = [file for file in _survey(folder) if name in (None, file.path.parent.name)]
-    for file in files:
-        if remove(file.path):
-            removed += file.n_bytes
-        else:
-            left += file.n_bytes
-    for parent in {file.path.parent for file in files}:
-        with contextlib.suppress(OSError):  # not empty
-            parent.rmdir()
-    return removed, left
-
-
 def _survey(folder: Path) -> list[CachedFile]:
     """List pieces and downloads under way; remove what killed downloads left.
 

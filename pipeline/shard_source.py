@@ -25,8 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..shards.dataset import Dataset
-from ..shards.errors import ShardError
+from ..shards.dataset import Dataset, missing_shard
 from ..shards.storage import DEFAULT_TIMEOUT_S, Payload
 from .fetcher import Fetcher, PlannedStep, Slot
 from .gather import address_of
@@ -206,8 +205,7 @@ class ShardSource:
         for row in rows[~is_checked[rows]].tolist():
             first, size = int(index.logmel_offset[row]), int(index.logmel_size[row])
             payload = self._dataset.shard_bytes(int(index.shard[row]))[first : first + size]
-            if xxhash.xxh3_64_intdigest(payload.data) != int(index.logmel_hash[row]):
-                raise self._altered(row)
+            self._dataset.check_payload(row, "logmel", payload.data)
             is_checked[row] = True
 
     def _planned(self, rows: Rows) -> PlannedStep:
@@ -284,17 +282,7 @@ class ShardSource:
             if altered is None:
                 return payload
         assert altered is not None
-        raise self._altered(altered)
-
-    def _altered(self, row: int) -> ShardError:
-        shard, key = self._dataset.shard_of(row).name, self._dataset.key(row)
-        return ShardError(
-            f"{self._dataset.storage.url_of(shard)}: the payload of {key} is not the one the index "
-            "was made from (hash differs): the shard changed since; copy the whole data set again, "
-            "or build it again",
-            shard=shard,
-            key=key,
-        )
+        raise self._dataset.altered(altered)
 
 
 def _data(slot: Slot) -> Bytes:
@@ -308,10 +296,7 @@ def _read_piece(dataset: Dataset, pieces: Pieces, number: int) -> Payload:
     try:
         return dataset.storage.read_range(name, first_byte, n_bytes)
     except FileNotFoundError:
-        raise ShardError(
-            f"{dataset.storage.url_of(name)} is missing; copy it again, or build it again",
-            shard=name,
-        ) from None
+        raise missing_shard(dataset.storage, name) from None
 
 
 def _find_altered(dataset: Dataset, pieces: Pieces, number: int, payload: Payload) -> int | None:

@@ -159,26 +159,6 @@ def epoch_counts(
     return _count_all(fixed, rows, key, np.uint64(epoch))
 
 
-def effective_class_counts(
-    index: Index, expected: Floats, rows: Rows | None = None, *, n_classes: int = 0
-) -> Floats:
-    """Return how often each class stands in an epoch on average: the effective histogram.
-
-    Args:
-        index: of the data set.
-        expected: from ``expected_counts``, shape (n_rows,).
-        rows: row of each in the index (default: all).
-        n_classes: least length of the result.
-
-    Returns:
-        float64, shape as that of ``class_counts``; an epoch has n_rows samples on average.
-    """
-    counted = np.zeros(_n_classes(index, n_classes))
-    chosen = _chosen(index, rows)
-    _add_labels(index.label_indptr, index.label_ids, chosen, expected, counted)
-    return counted
-
-
 def phase_key(seed: int) -> np.uint64:
     """Return the key of the draws that say where each sample's rounding starts."""
     return derive_key(seed, 0, _PHASE)
@@ -246,13 +226,6 @@ def _sum_labels(indptr, ids, rows, of_class):
         for place in range(indptr[rows[i]], indptr[rows[i] + 1]):
             out[i] += of_class[ids[place]]
     return out
-
-
-@njit(cache=True, nogil=True)
-def _add_labels(indptr, ids, rows, expected, counted):
-    for i in range(rows.size):
-        for place in range(indptr[rows[i]], indptr[rows[i] + 1]):
-            counted[ids[place]] += expected[i]
 
 
 @njit(cache=True, nogil=True)

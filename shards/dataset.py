@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from .errors import DatasetError, ShardError
 from .index import Index, read_counts, read_index
 from .manifest import Manifest, ShardEntry, read_manifest
-from .storage import Storage, StorageError, open_storage
+from .storage import Payload, Storage, StorageError, open_storage
 from .writer import SampleInfo
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class Dataset:
         self._reads_ranges = reads_ranges and storage.folder is None
         self._fetch = lru_cache(MAX_FETCHED)(partial(_fetch_shard, storage, manifest))
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def __repr__(self) -> str:
+        hours, n_classes = self.manifest.duration_s / 3600, len(self.manifest.label_names)
+        return f"Dataset({self.url}: {len(self):,} samples, {hours:,.1f} h, {n_classes:,} classes)"
 
     @property
     def url(self) -> str:
@@ -230,20 +234,25 @@ class Dataset:
         index = self.index
         return int(index.column(f"{member}_offset")[row]), int(index.column(f"{member}_size")[row])
 
-    def check_payload(self, row: int, member: str, payload: bytes) -> None:
+    def check_payload(self, row: int, member: str, payload: Payload) -> None:
         """Compare the bytes of a member with its hash.
 
         Raises:
             ShardError: they are not those that the index was made from.
         """
         if xxhash.xxh3_64_intdigest(payload) != int(self.index.column(f"{member}_hash")[row]):
-            shard, key = self.shard_of(row).name, self.key(row)
-            raise ShardError(
-                f"{self.url}/{shard}: the payload of {key} is not the one the index was made "
-                "from (hash differs); copy the shard again, or build it again",
-                shard=shard,
-                key=key,
-            )
+            raise self.altered(row)
+
+    def altered(self, row: int) -> ShardError:
+        """Return the error of a sample whose bytes have another hash than the index says."""
+        shard, key = self.shard_of(row).name, self.key(row)
+        return ShardError(
+            f"{self.storage.url_of(shard)}: the payload of {key} is not the one the index was made "
+            "from (hash differs): the shard changed since; copy the whole data set again, or build "
+            "it again",
+            shard=shard,
+            key=key,
+        )
 
     def check_size(self, shard: int) -> None:
         """Compare the size of one shard with the manifest.
@@ -283,7 +292,7 @@ class Dataset:
             try:
                 return bytes(self.storage.read_range(entry.name, offset, size))
             except FileNotFoundError as error:
-                raise _missing(self.storage, entry) from error
+                raise missing_shard(self.storage, entry.name) from error
         return self.shard_bytes(int(self.index.shard[row]))[offset : offset + size].tobytes()
 
     def shard_of(self, row: int) -> ShardEntry:
@@ -304,6 +313,13 @@ def open_dataset(place: str | Path | Storage, *, reads_ranges: bool = False) -> 
     """
     storage = place if isinstance(place, Storage) else open_storage(place)
     return Dataset(storage, read_manifest(storage), reads_ranges=reads_ranges)
+
+
+def missing_shard(storage: Storage, name: str) -> ShardError:
+    """Return the error of a shard that the manifest names and that is not there."""
+    return ShardError(
+        f"{storage.url_of(name)} is missing; copy it again, or build it again", shard=name
+    )
 
 
 def _fetch_shard(storage: Storage, manifest: Manifest, shard: int) -> npt.NDArray[np.uint8]:
@@ -342,17 +358,10 @@ def _file_size(mapped: npt.NDArray[np.uint8]) -> int:
 def _check_size(storage: Storage, entry: ShardEntry) -> None:
     size = storage.size(entry.name)
     if size is None:
-        raise _missing(storage, entry)
+        raise missing_shard(storage, entry.name)
     if size != entry.size_bytes:
         raise ShardError(
             f"{storage.url}/{entry.name} must have {entry.size_bytes} bytes, found {size}; copy "
             "it again, or build it again",
             shard=entry.name,
         )
-
-
-def _missing(storage: Storage, entry: ShardEntry) -> ShardError:
-    return ShardError(
-        f"{storage.url}/{entry.name} is missing; copy it again, or build it again",
-        shard=entry.name,
-    )

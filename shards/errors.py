@@ -13,6 +13,7 @@ bad data is one of these. ``SampleError.reason`` is one word, the one under whic
 ``rejects.jsonl`` and the manifest count it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 REASONS = {
@@ -75,6 +76,16 @@ class SampleError(MelstreamError):
         super().__init__(message)
         self.reason = reason
         self.key = key
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Write the first of some names, and how many more there are; for messages.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d"], 2)
+    ('a, b', 'a, b and 2 more')
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _rebuild(

@@ -192,6 +192,11 @@ class FeatureSpec(BaseModel):
         """Return the time that ``n_frames`` frames stand for, in seconds."""
         return n_frames * self.hop_length / self.sample_rate
 
+    def differing(self, other: "FeatureSpec") -> list[str]:
+        """Name the fields that give other log-mels; how they are stored is none of them."""
+        names = [name for name in type(self).model_fields if name != "storage_dtype"]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
     def require_same(self, other: "FeatureSpec", where: str) -> None:
         """Insist that ``other``, found at ``where``, gives the same log-mels.
 
@@ -205,8 +210,7 @@ class FeatureSpec(BaseModel):
         Raises:
             DatasetError: they differ; the message shows each differing field of both.
         """
-        names = [name for name in type(self).model_fields if name != "storage_dtype"]
-        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
+        differing = self.differing(other)
         if not differing:
             return
         raise DatasetError(

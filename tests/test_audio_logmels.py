@@ -177,6 +177,14 @@ def test_formats_that_only_ffmpeg_reads_are_read(tmp_path: Path) -> None:
     assert len(sample.logmel) == pytest.approx(101, abs=6)
 
 
+def test_every_format_of_a_build_is_found_in_tars(tmp_path: Path) -> None:
+    tone = np.sin(np.arange(RATE) / 20).astype(np.float32) / 3
+    soundfile.write(tmp_path / "a.w64", tone, RATE)
+    write_tar(tmp_path / "a.tar", [("a.w64", (tmp_path / "a.w64").read_bytes())])
+    (sample,) = AudioLogMels(SPEC, STRICT)(tar_audio(tmp_path))
+    assert len(sample.logmel) == 101
+
+
 def test_ranks_share_the_tars(tars: Path) -> None:
     stage = AudioLogMels(SPEC, STRICT)
     ranks = [[s.shard for s in stage(tar_audio(tars, rank=r, world_size=2))] for r in range(2)]

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,22 @@ def test_wrong_calls_say_what_to_type(built: Callable[[str], Dataset]) -> None:
     url = built("eval").url
     result = melstream("inspect", url, "--key", "nobody")
     assert "`KEY` must be a key of" in str(result.exception)
+    key = built("eval").key(9)
+    for typed in (key[:-1], key[1:].upper(), key[3:-3]):
+        assert key in str(melstream("show", url, typed).exception)
     result = melstream("inspect", url, "--label", "bell", "--against", url)
-    assert "are for one at a time" in str(result.exception)
+    assert "give only one of `--against`, `--label` and `--key`, found 2" in str(result.exception)
     result = melstream("show", url, built("eval").key(0), "--audio", "a.flac")
     assert "build it with 'melstream build … --keep-audio'" in str(result.exception)
+
+
+def test_splits_are_told_apart_from_their_counts(tmp_path: Path) -> None:
+    samples = [replace(make_sample(n), split=(0, 0, 1, 1, 1, -1)[n]) for n in range(6)]
+    samples[4] = replace(samples[4], info=samples[1].info)
+    dataset = write_dataset(tmp_path / "set", [samples], split_names=("1", "3"))
+    page = " ".join(melstream("inspect", dataset.url).output.split())
+    assert "splits 1: 2, 3: 3, none: 1" in page
+    assert "1 clip of split 1 has the same audio as one of split 3, such as clip-0001" in page
 
 
 def test_against_prints_verdicts_and_leaks(built: Callable[[str], Dataset]) -> None:

@@ -332,7 +332,7 @@ def test_every_list_is_a_split_with_its_published_name(
         (
             "eval_segments_csv",
             r"'balanced_train' and 'eval' must not share a video \(a leak: .*\), found 7 in both: "
-            r"--PJHxphWEs, -0RWZT-miFs, .*, aB_cD-eF_g8, …; remove",
+            r"--PJHxphWEs, -0RWZT-miFs, .*, aB_cD-eF_g8 and 2 more; remove",
         ),
         (
             "unbalanced_train_segments_csv",

@@ -118,8 +118,14 @@ def test_a_list_of_labels_gives_the_order(root: Path, tmp_path: Path) -> None:
             {"label_column": "label"},
             r"line 2: `label` must be UTF-8, found 'd\\\\xf6g'; save the table as UTF-8",
         ),
-        ("file,label\nx,y\n", {}, r"line 1: .* columns path, .* found file, label, without 'path'"),
-        ("pat;label\nx;y\n", {}, r"found pat, label, without 'path' \(close: 'pat'\)"),
+        ("a,b\nx,y\n", {}, r"line 1: .* columns path, .* found a, b, without 'path'"),
+        ("a,b c\nx,y.wav\n", {}, r"no column 'path', found a, b c: type `--path-column 'b c'`"),
+        ("file,label\nx,y\n", {}, r"type `--path-column file` if that one holds the paths"),
+        (
+            "pat;label\nx;y\n",
+            {},
+            r"no column 'path', found pat, label: type `--path-column pat`",
+        ),
         ("path,tag\nx,y\n", {"label_column": "tags"}, r"without 'tags' \(close: 'tag'\)"),
         ("path\n\n\n,\n", {}, "must list clips below its header, found none"),
         (
@@ -129,11 +135,16 @@ def test_a_list_of_labels_gives_the_order(root: Path, tmp_path: Path) -> None:
         ),
         ("path,kind\n,dog\n", {}, "line 2: `path` must be the path of a file, found ''"),
         ("path\ns3://bucket/a.wav\n", {}, "line 2: `path` must be the path .* found 's3://"),
-        ("path\ntalk.wav\na/1.wav\ntalk.wav\n", {}, "line 4: .* 'talk.wav' stands on line 2 too"),
+        (
+            "path\ntalk.wav\na/1.wav\n./talk.wav\ntalk.wav\n",
+            {},
+            r"found 2 rows .* line 4 \('talk.wav', of line 2\), line 5 \('talk.wav', of line 2\);",
+        ),
+        ("path\n" + 13 * "talk.wav\n", {}, r"found 12 rows .* line 11 \(.*\) and 2 more; write"),
         (
             "path,id\ntalk.wav,1\na/1.wav,1\n",
             {"id_column": "id"},
-            "line 3: .* '1' stands on line 2",
+            r"found 1 row of clips .* line 3 \('1', of line 2\)",
         ),
         ("path,id\ntalk.wav,\n", {"id_column": "id"}, "line 2: `id` must not be empty"),
         (

@@ -105,6 +105,11 @@ def test_half_a_pair_of_surrogates_is_no_name(small_dataset: Dataset) -> None:
         open_dataset(small_dataset.folder)
 
 
+def test_a_data_set_says_what_it_is(small_dataset: Dataset) -> None:
+    expected = f"Dataset({small_dataset.url}: 60 samples, 0.0 h, 3 classes)"
+    assert repr(small_dataset) == expected
+
+
 def test_a_missing_index_column_is_named(small_dataset: Dataset) -> None:
     shutil.rmtree(small_dataset.folder / "index.zarr" / "n_frames")
     with pytest.raises(DatasetError, match="lacks the columns n_frames"):

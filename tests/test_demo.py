@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from melstream.tools import demo, recipe
+from melstream.tools.cli import app
 
 
 @pytest.fixture
@@ -51,3 +53,12 @@ def test_an_interrupted_demo_stops_where_it_is(
     with pytest.raises(KeyboardInterrupt):
         tell(tmp_path / "demo")
     assert not (tmp_path / "demo" / "finetune-from-scratch-0").exists()
+
+
+def test_a_pinned_demo_builds_on_its_own_cores_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(demo, "run_demo", lambda *_, n_jobs, **__: asked.append(n_jobs))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert CliRunner().invoke(app, ["demo"]).exit_code == 0
+    assert asked == [1]

@@ -82,7 +82,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "duplicates": (duplicated, r"12 samples \(3 %\) have exactly the audio of another"),
     "silent": (silent, r"20 samples \(5 %\) are nearly silent"),
     "narrow_band": (narrow, r"200 samples \(50 %\) have no sound above 6,000 Hz"),
-    "leak": (leaking, r"2 samples of eval have exactly the audio of train, such as clip-0004"),
+    "leak": (
+        leaking,
+        r"2 clips of split eval have the same audio as some of split train, such as clip-0004",
+    ),
     "imbalance": (rare_class, r"399 times the clips of the smallest \(399 and 1\)"),
     "unlabelled": (unlabelled, r"8 samples \(2 %\) have no label"),
     "clipped": (clipped, r"160 samples \(40 %\) are overdriven"),

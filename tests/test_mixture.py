@@ -54,41 +54,41 @@ def served(order: MixtureOrder, first: int, last: int, world_size: int = 1) -> l
 
 @settings(deadline=None, max_examples=60)
 @given(
-    weights=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    asked=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     batch_size=st.sampled_from([1, 4, 8, 24, 96]),
     n_streams=st.sampled_from([1, 8, 12, 32]),
 )
 def test_every_share_is_within_one_sample_after_every_batch(
-    weights: list[int], batch_size: int, n_streams: int
+    asked: list[int], batch_size: int, n_streams: int
 ) -> None:
     order = make_mixture(
-        (100,) * len(weights),
-        tuple(map(float, weights)),
+        (100,) * len(asked),
+        tuple(map(float, asked)),
         global_batch_size=batch_size,
         n_streams=n_streams,
         tail="wrap",
     )
-    n_served = np.zeros(len(weights), np.int64)
+    n_served = np.zeros(len(asked), np.int64)
     for step in range(60):
-        wanted = np.array(weights) / sum(weights) * step * batch_size
+        wanted = np.array(asked) / sum(asked) * step * batch_size
         assert (np.abs(n_served - wanted) < 1).all()
         np.testing.assert_array_equal(order.served(step), n_served)
-        n_served += np.bincount(order.sources(step), minlength=len(weights))
+        n_served += np.bincount(order.sources(step), minlength=len(asked))
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    weights=st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    asked=st.lists(st.integers(1, 60), min_size=2, max_size=6),
     n_lanes=st.sampled_from([1, 2, 6, 16, 64]),
     first=st.integers(0, 10**7),
 )
 def test_each_set_is_walked_through_once_with_all_lanes_in_step(
-    weights: list[int], n_lanes: int, first: int
+    asked: list[int], n_lanes: int, first: int
 ) -> None:
     """Places of a set are never met twice, keep their lane, and trail by a few samples only."""
     order = make_mixture(
-        (100,) * len(weights),
-        tuple(map(float, weights)),
+        (100,) * len(asked),
+        tuple(map(float, asked)),
         global_batch_size=n_lanes,
         n_streams=n_lanes,
         tail="wrap",
@@ -99,7 +99,7 @@ def test_each_set_is_walked_through_once_with_all_lanes_in_step(
     shares = np.array(order.shares)
     lead = own // n_lanes - shares[sources] * (places // n_lanes)
     assert np.abs(lead).max() < LANE_LEAD
-    for source in range(len(weights)):
+    for source in range(len(asked)):
         mine = own[sources == source]
         assert len(np.unique(mine)) == len(mine)
 
@@ -216,14 +216,14 @@ def test_positions_name_each_sample_of_an_epoch_once() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(weights=st.lists(st.floats(1e-5, 1e5), min_size=2, max_size=5))
+@given(asked=st.lists(st.floats(1e-5, 1e5), min_size=2, max_size=5))
 def test_odd_shares_are_rounded_to_a_ten_thousandth_and_no_set_is_lost(
-    weights: list[float],
+    asked: list[float],
 ) -> None:
-    shares = np.array(make_mixture((20,) * len(weights), tuple(weights)).shares)
+    shares = np.array(make_mixture((20,) * len(asked), tuple(asked)).shares)
     assert math.isclose(shares.sum(), 1)
     assert shares.min() > 0
-    np.testing.assert_allclose(shares, np.array(weights) / sum(weights), atol=4e-4)
+    np.testing.assert_allclose(shares, np.array(asked) / sum(asked), atol=4e-4)
 
 
 def test_wrong_shares_are_refused() -> None:

@@ -106,3 +106,9 @@ def test_different_features_are_an_error_that_shows_both() -> None:
     assert "data/train has hop_length=200, window='povey'" in str(error.value)
     assert "required is hop_length=160, window='hann'" in str(error.value)
     assert "n_mels" not in str(error.value)
+
+
+def test_how_log_mels_are_stored_is_no_other_feature() -> None:
+    spec = FeatureSpec()
+    assert spec.differing(FeatureSpec(storage_dtype="uint8", fmin=30.0)) == ["fmin"]
+    assert spec.differing(FeatureSpec(storage_dtype="uint8")) == []

@@ -214,7 +214,10 @@ def test_a_built_set_has_subsets_of_subsets(
         ({"ids": "{tmp}/nothing"}, "`--ids` must be a text file with an id a line, found none at"),
         ({"not_ids": "{tmp}/others"}, r"`--not-ids` must name keys .*clip-0000, found none of"),
         ({"ids": "{tmp}/empty"}, "must hold an id a line, found none"),
-        ({"bounds": ("n_frames>1000",)}, r"no sample is left of 60: 0 after --where n_frames>1000"),
+        (
+            {"bounds": ("n_frames>1000",)},
+            r"60: 0 after --where n_frames>1000; loosen",
+        ),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused_before_anything_is_written(
@@ -227,6 +230,13 @@ def test_a_selection_that_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         run(small, tmp_path / "out", **filled)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_there_is_told_how_many_there_are(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "set", [[make_sample(0)]], n_classes=14)
+    message = r"must be a name .*\(class 0, .*, class 9 and 4 more\), found 'xyz'"
+    with pytest.raises(ValueError, match=message):
+        run(dataset, tmp_path / "out", labels=("xyz",))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """Whatever byte of a data set is altered, `verify --full` finds it and says where."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from melstream.shards.dataset import Dataset, open_dataset
 from melstream.shards.errors import DatasetError, ShardError
 from melstream.shards.manifest import write_manifest
 from melstream.shards.verify import find_problems
+from melstream.tools.cli import app
+from melstream.tools.progress import Report
 
 N_PER_FILE = 1
 
@@ -103,6 +108,24 @@ def test_a_fault_of_index_or_manifest_is_of_the_data_set_by_its_name(
     assert [type(problem) for problem in found] == [DatasetError, DatasetError, *[type(None)] * 5]
     assert "dataset.json is not as it was written" in str(found[0])
     assert str(found[1]).startswith(f"{folder}/index-1.zarr lacks the columns n_frames")
+
+
+def test_only_shards_count_as_progress(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    @contextlib.contextmanager
+    def recorded(_title: str, total: int, _console: object) -> Iterator[Report]:
+        assert total == 5
+        yield lambda n, _note: done.append(n)
+
+    monkeypatch.setattr("melstream.tools.progress.progress", recorded)
+    (small_dataset.folder / "other.tar").write_bytes(b"")
+    result = CliRunner().invoke(app, ["verify", small_dataset.url])
+    assert result.exit_code == 1
+    assert "other.tar is no shard of this data set" in result.output
+    assert done[-1] == 5
 
 
 @pytest.mark.parametrize("n_bytes", [1, 512, 10_000])

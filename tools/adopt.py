@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ..shards.errors import DatasetError, ShardError
+from ..shards.errors import DatasetError, ShardError, listed
 from ..shards.index import Index, concatenate
 from ..shards.keys import MAX_KEY_BYTES, make_key
 from ..shards.manifest import MANIFEST_NAME, BuildSettings, Manifest, ShardEntry
@@ -44,7 +44,6 @@ CORPUS = "index"  # what the manifest names as the corpus
 TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,190}\.tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 IGNORED_KIND = "no sample"  # members that no WebDataset reader makes a sample of
-MAX_NAMED = 5  # keys in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +292,7 @@ class _Adopter:
         if repeated := repeated_keys(index.sample_keys()):
             rows = np.flatnonzero(index.sample_keys() == repeated[0].encode())
             shards = [self._entries[index.shard[row]].name for row in rows[:2]]
-            named = ", ".join(repeated[:MAX_NAMED]) + (", …" if len(repeated) > MAX_NAMED else "")
+            named = listed(repeated)
             raise DatasetError(
                 f"keys must be unique, found {len(repeated):,} more than once: {named}; the first "
                 f"is in {' and '.join(shards)}: rename its members in one of them"

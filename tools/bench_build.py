@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..pipeline.parallel_map import n_cores
 from ..shards.spec import FeatureSpec
 from ..shards.storage import open_storage
 from .bench_floor import floor_seconds
@@ -94,7 +95,7 @@ def bench_build(
     Raises:
         ValueError: no audio in the folder.
     """
-    n_jobs = n_jobs or os.cpu_count() or 1
+    n_jobs = n_jobs or n_cores()
     load = os.getloadavg()[0]
     settings = PlanSettings(corpus="folder", features=FeatureSpec(), window_s=window_s, limit=limit)
     plan = make_plan(folder_corpus.scan(source, unlabelled=True), settings)

@@ -147,10 +147,11 @@ def demo(
 
     Example: `melstream demo --out /tmp/melstream-demo`
     """
+    from ..pipeline.parallel_map import n_cores
     from .demo import run_demo
 
     with resumable():
-        run_demo(out, source=source, n_jobs=jobs or os.cpu_count() or 1, console=out_console)
+        run_demo(out, source=source, n_jobs=jobs or n_cores(), console=out_console)
 
 
 @app.command()

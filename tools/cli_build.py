@@ -2,7 +2,6 @@
 
 import inspect as signatures
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,7 +55,10 @@ def _build_options(
         ),
     ] = None,
     keep_audio: Annotated[
-        bool, Option("--keep-audio", help="Keep the 16 kHz waveforms too, as FLAC.")
+        bool,
+        Option(
+            "--keep-audio", help="Keep the waveforms too, as FLAC at the features' sample rate."
+        ),
     ] = False,
     window_s: Window = None,
     split: Annotated[
@@ -65,13 +67,14 @@ def _build_options(
     disjoint_from: DisjointFrom = None,
     min_seconds: Annotated[float, Option(min=0, help="Reject shorter clips.")] = 0.025,
     shard_samples: Annotated[
-        int, Option(min=1, help="Most samples in a shard; with windows, about.")
+        int, Option(min=1, help="Maximum samples per shard (approximate with --window-seconds).")
     ] = 2_000,
     shard_mb: Annotated[
-        float, Option(min=0.001, max=1e9, help="About the most megabytes in a shard.")
+        float,
+        Option(min=0.001, max=1e9, help="Approximate maximum shard size, in MB (10^6 bytes)."),
     ] = 256,
     limit: Annotated[
-        int | None, Option(min=1, help="Try so many clips only, a random sample.")
+        int | None, Option(min=1, help="Use only a random sample of this many clips.")
     ] = None,
     jobs: Annotated[int, Option(min=0, help="Processes; 0 = one per core.")] = 0,
     part: Annotated[
@@ -105,6 +108,7 @@ def _run(
     options: dict[str, Any],
     corpus_options: dict[str, str | bool],
 ) -> None:
+    from ..pipeline.parallel_map import n_cores
     from ..shards.storage import open_storage
     from .build import WHOLE, Part, build
     from .build_plan import PlanSettings, make_plan
@@ -129,7 +133,9 @@ def _run(
     )
     storage, part = open_storage(options["out"]), Part.parse(options["part"])
     if options["retry_failed"] and (part != WHOLE or options["dry_run"]):
-        raise ValueError("`--retry-failed` goes neither with --part nor with --dry-run")
+        raise ValueError(
+            "`--retry-failed` works on the whole data set; leave out --part and --dry-run"
+        )
     if options["executor"] == "ray" and options["jobs"]:
         raise ValueError("`--jobs` goes with processes here; Ray takes every core of its cluster")
     plan = make_plan(scan(), settings)
@@ -137,7 +143,7 @@ def _run(
     if options["dry_run"]:
         _show(options, plan_as_json, print_plan, plan)
         return
-    run = _executor(options["executor"], options["jobs"] or len(os.sched_getaffinity(0)))
+    run = _executor(options["executor"], options["jobs"] or n_cores())
     with resumable(), progress("building", plan.n_clips, err_console) as report:
         if options["retry_failed"]:
             result = retry_failed(plan, storage, run, report)

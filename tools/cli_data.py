@@ -33,14 +33,18 @@ def index(
     ],
     logmel_field: Annotated[
         str | None,
-        Option(metavar="FIELD", help="The log-mel's member; `logmel.npy` or the only .npy if not."),
+        Option(
+            metavar="FIELD",
+            help="Member that holds the log-mel. Default: `logmel.npy`, or the only .npy member.",
+        ),
     ] = None,
     label_field: Annotated[
         str | None,
-        Option(metavar="FIELD", help="The json's field of class names; `labels` if not."),
+        Option(metavar="FIELD", help="JSON field that lists the class names. Default: `labels`."),
     ] = None,
     make_keys: Annotated[
-        bool, Option("--make-keys", help="Make keys of names that are none, such as a/b.")
+        bool,
+        Option("--make-keys", help="Turn names that are not valid keys (such as a/b) into keys."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -75,10 +79,12 @@ def subset(
     place: Place,
     out: NewPlace,
     label: Annotated[
-        list[str] | None, Option(help="Keep samples of this class; repeatable, any of them.")
+        list[str] | None,
+        Option(help="Keep samples of this class; repeatable; a sample with any of them is kept."),
     ] = None,
     split: Annotated[
-        list[str] | None, Option(help="Keep samples of this split; repeatable, any of them.")
+        list[str] | None,
+        Option(help="Keep samples of this split; repeatable; a sample with any of them is kept."),
     ] = None,
     ids: Annotated[
         str | None, Option("--ids", metavar="FILE", help="Keep the keys in this file, one a line.")
@@ -103,8 +109,10 @@ def subset(
     drop_duplicates: Annotated[
         bool, Option("--drop-duplicates", help="Keep the first of samples with the same audio.")
     ] = False,
-    shard_samples: Annotated[int | None, Option(min=1, help="Most samples in a shard.")] = None,
-    shard_mb: Annotated[float | None, Option(min=0.001, help="Most megabytes in a shard.")] = None,
+    shard_samples: Annotated[int | None, Option(min=1, help="Maximum samples per shard.")] = None,
+    shard_mb: Annotated[
+        float | None, Option(min=0.001, help="Maximum shard size, in MB (10^6 bytes).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Copy some samples of a data set into a new one, byte for byte.

@@ -152,7 +152,7 @@ def _inspect_clip(dataset: "Dataset", key: str, *, as_json: bool) -> None:
 
 def _require_one(n_chosen: int, *, has_key_and_html: bool) -> None:
     if n_chosen > 1:
-        raise ValueError("`--against`, `--label` and `--key` are for one at a time")
+        raise ValueError(f"give only one of `--against`, `--label` and `--key`, found {n_chosen}")
     if has_key_and_html:
         raise ValueError("`--html` is for a data set; 'melstream show' draws one clip")
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,11 @@ from pydantic import ValidationError
 
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
+from ..shards.keys import make_key
 from ..shards.rows import FIGURES
 from ..shards.writer import SampleInfo
 from .adopt import CORPUS
+from .corpora.names import stem_of
 from .inspection import Clip, SampleCheck
 
 
@@ -52,9 +54,25 @@ def find_row(dataset: Dataset, key: str) -> int:
     keys = dataset.index.sample_keys()
     found = np.flatnonzero(keys == key.encode("utf-8", "backslashreplace"))
     if not len(found):
-        known = ", ".join(dataset.key(row) for row in range(min(3, len(keys))))
+        names = [name.decode("ascii") for name in keys.tolist()]
+        known = ", ".join((_similar(names, key) or names)[:3])
         raise ValueError(f"`KEY` must be a key of {dataset.url} such as {known}, found {key!r}")
     return int(found[0])
+
+
+def _similar(keys: Sequence[str], typed: str) -> list[str]:
+    """Return the keys that hold what was typed, or what becomes of it as a key.
+
+    >>> _similar(["Snare-1", "old_kick", "kick_drum-0123456789abcdef"], "Kick")
+    ['kick_drum-0123456789abcdef', 'old_kick']
+    >>> _similar(["old_kick", "kick_drum-0123456789abcdef"], "kick drum.wav")
+    ['kick_drum-0123456789abcdef']
+    """
+    made = [make_key(name) for name in (typed, stem_of(typed))]
+    readable = [key.rpartition("-")[0] or key for key in made if key != typed]  # without the hash
+    wanted = tuple(part.lower() for part in (typed, *made, *readable))
+    found = [key for key in keys if any(part in key.lower() for part in wanted)]
+    return sorted(found, key=lambda key: (key not in made, not key.lower().startswith(wanted)))
 
 
 def describe_clip(dataset: Dataset, row: int) -> Clip:

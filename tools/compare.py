@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset
+from ..shards.spec import FeatureSpec
 from .inspect import inspect_dataset
 from .inspect_leaks import dataset_leaks
 from .inspect_warnings import leak_findings
@@ -62,7 +63,7 @@ def compare(dataset: Dataset, other: Dataset, found: Inspection | None = None) -
         *_class_share_drift(found, found_other, class_drifts),
         *_column_drifts(dataset, other),
         *_band_drift(found, effects),
-        *_feature_drift(found, found_other),
+        *_feature_drift(dataset.manifest.features, other.manifest.features),
     ]
     return Comparison(
         other=found_other,
@@ -142,9 +143,7 @@ def _column_drifts(dataset: Dataset, other: Dataset) -> Iterator[Drift]:
 
 def _band_effects(dataset: Dataset, other: Dataset) -> tuple[float, ...] | None:
     one, two = dataset.manifest, other.manifest
-    if one.features.model_copy(update={"storage_dtype": "float16"}) != two.features.model_copy(
-        update={"storage_dtype": "float16"}
-    ):
+    if one.features.differing(two.features):
         return None
     n_one, n_two = (int(d.index.n_frames.sum(dtype=np.int64)) for d in (dataset, other))
     squares = n_one * np.square(one.band_std) + n_two * np.square(two.band_std)
@@ -170,11 +169,10 @@ def _band_drift(found: Inspection, effects: tuple[float, ...] | None) -> Iterato
     )
 
 
-def _feature_drift(found: Inspection, other: Inspection) -> Iterator[Drift]:
-    names = [n for n in found.features if n not in ("hash", "storage_dtype")]
-    differing = [n for n in names if found.features[n] != other.features[n]]
+def _feature_drift(one: FeatureSpec, other: FeatureSpec) -> Iterator[Drift]:
+    differing = one.differing(other)
     if differing:
-        values = [f"{n} {found.features[n]} and {other.features[n]}" for n in differing]
+        values = [f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in differing]
         yield Drift(
             name="features",
             measure="fields of the feature spec that differ",

@@ -1,6 +1,5 @@
 """``melstream embed``: what a model makes of the clips of a data set, or of audio files."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from rich.console import Console
 from ..model.inference import AudioModel, load
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
-from ..pipeline.parallel_map import parallel_map
+from ..pipeline.parallel_map import n_cores, parallel_map
 from ..pipeline.waveform import Waveform, load_waveform
 from ..shards.dataset import Dataset, open_dataset
 from ..shards.errors import DatasetError, SampleError
@@ -143,7 +142,7 @@ class _FileSource:
         return {}
 
     def clips(self, model: AudioModel, report: EmbedReport) -> Iterator[ClipEmbedding]:
-        n_threads = os.cpu_count() or 1
+        n_threads = n_cores()
         loaded = parallel_map(
             partial(_load, spec=self.spec), self.files, n_threads=n_threads, n_ahead=4 * n_threads
         )

@@ -68,7 +68,8 @@ def summarise(results: list[FoldResult]) -> dict[str, object]:
 def print_folds(results: list[FoldResult], console: Console) -> None:
     """Print a row per fold, and the mean."""
     figures = _figures_of_folds(results)
-    table = Table("held out", *figures, title="each fold by the model that has not seen it")
+    heads = (name.replace("_", " ") for name in figures)
+    table = Table("held out", *heads, title="each fold by the model that has not seen it")
     for result in results:
         cells = (result.figures.get(name) for name in figures)
         table.add_row(result.name, *("-" if cell is None else f"{cell:.3f}" for cell in cells))

@@ -161,7 +161,7 @@ def _totals(found: Inspection) -> Table:
     features, counts = found.features, np.array([shard.n_samples for shard in found.shards])
     frame_ms = 1_000 * float(features["hop_length"]) / float(features["sample_rate"])
     sizes = "each" if counts.min() == counts.max() else f"to {counts.max():,}, in order"
-    splits = ", ".join(f"{split.name} {split.n_samples:,}" for split in found.splits)
+    splits = ", ".join(f"{name}: {n:,}" for name, n in found.split_counts())
     shown = table("", "")
     shown.add_row("shards", f"{counts.min():,} {sizes} {marks(counts)}")
     if splits:

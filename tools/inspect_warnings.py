@@ -8,9 +8,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from ..shards.errors import listed
 from .hours import percent
 from .inspect_figures import CLIPPED, DC_OFFSET, NARROW_BAND, SILENT
 from .inspection import Finding, Inspection, Leak, RejectFigures
+from .text_tables import many
 
 DUPLICATE_SHARE = 0.01
 SILENT_SHARE = 0.01
@@ -22,8 +24,13 @@ IMBALANCE = 100  # of the largest class to the smallest that has clips
 UNLABELLED_SHARE = 0.01
 REJECT_SHARE = 0.05
 DEAD_BAND_STD = 0.05  # normalisation would divide by it
-MAX_NAMED = 5
 NOT_FOUND = ("missing", "tail")  # reasons that say nothing against a file
+
+SHARED = {  # of one clip, and of several
+    "key": ("has the key of one", "have the keys of some"),
+    "audio": ("has the same audio as one", "have the same audio as some"),
+    "recording": ("is of the same recording as one", "are of the same recordings as some"),
+}
 
 Rule = Callable[[Inspection], Finding | None]
 
@@ -33,15 +40,19 @@ def find_warnings(found: Inspection) -> tuple[Finding, ...]:
     return tuple(finding for rule in RULES if (finding := rule(found)) is not None)
 
 
-def leak_findings(leaks: Sequence[Leak]) -> tuple[Finding, ...]:
-    """Say what stands on both sides of a line."""
-    words = {"audio": "have exactly the audio of", "recording": "are cut from recordings of"}
+def leak_findings(leaks: Sequence[Leak], side: str = "") -> tuple[Finding, ...]:
+    """Say what stands on both sides of a line.
+
+    Args:
+        leaks: found between two splits, or two data sets.
+        side: put before their names.
+    """
     return tuple(
         Finding(
             code=f"leak_{leak.kind}",
-            message=f"{leak.n_samples:,} samples of {leak.one} "
-            f"{words.get(leak.kind, 'have keys that stand in')} {leak.other}, such as "
-            f"{_named(leak.examples)}",
+            message=f"{many(leak.n_samples, 'clip')} of {side}{leak.one} "
+            f"{SHARED[leak.kind][leak.n_samples > 1]} of {side}{leak.other}, such as "
+            f"{listed(leak.examples)}",
             remedy="scores on one are worth nothing after training on the other: leave out of the "
             "one to train on what the other has, by 'melstream subset TRAIN --out NEW --not-in "
             "EVAL'; splits of one set become sets of their own by 'melstream subset URL --out NEW "
@@ -52,7 +63,7 @@ def leak_findings(leaks: Sequence[Leak]) -> tuple[Finding, ...]:
 
 
 def _leaks(found: Inspection) -> Finding | None:
-    findings = leak_findings(found.leaks)
+    findings = leak_findings(found.leaks, "split ")
     if not findings:
         return None
     message = "; ".join(finding.message for finding in findings)
@@ -65,7 +76,7 @@ def _empty_classes(found: Inspection) -> Finding | None:
         return None
     return Finding(
         code="empty_classes",
-        message=f"{len(empty):,} of {len(found.classes):,} classes have no clip: {_named(empty)}",
+        message=f"{len(empty):,} of {len(found.classes):,} classes have no clip: {listed(empty)}",
         remedy="a model cannot learn them and their average precision is undefined; "
         "coverage.json and missing.txt say which of their clips were listed and not found",
     )
@@ -80,7 +91,7 @@ def _duplicates(found: Inspection) -> Finding | None:
     return Finding(
         code="duplicates",
         message=f"{found.duplicates.n_redundant:,} samples ({percent(share)}) have exactly the "
-        f"audio of another, such as {_named(found.duplicates.examples[0][:2])}",
+        f"audio of another, such as {listed(found.duplicates.examples[0][:2])}",
         remedy="leave them out: " + _subset(found, "--drop-duplicates"),
     )
 
@@ -128,7 +139,7 @@ def _short_shards(found: Inspection) -> Finding | None:
     return Finding(
         code="short_shards",
         message=f"{len(short):,} of {len(found.shards):,} shards hold far fewer samples than the "
-        f"median of {n_samples:,.0f}: {_named(short)}",
+        f"median of {n_samples:,.0f}: {listed(short)}",
         remedy="if a build was cut or files were missing, build again; otherwise cut all shards "
         "evenly: " + _subset(found),
     )
@@ -183,7 +194,7 @@ def _why(reasons: Sequence[RejectFigures], n_files: int, n_inputs: int) -> str:
     if n_inputs == n_files:
         worst = reasons[0]
         return f"most of them {worst.reason} ({worst.n_inputs:,}): {worst.meaning}"
-    named = _named([f"{r.reason} ({r.n_inputs:,})" for r in reasons])
+    named = listed([f"{r.reason} ({r.n_inputs:,})" for r in reasons])
     return f"for these reasons, windows of other files counted too: {named}"
 
 
@@ -208,8 +219,8 @@ def _dc_offset(found: Inspection) -> Finding | None:
         code="dc_offset",
         message=f"{flag.n_samples:,} samples ({percent(flag.share)}) are off zero by "
         f"{percent(DC_OFFSET)} of full scale or more: a fault of the recorder",
-        remedy="the lowest bands show it; features that take it off, such as those of "
-        "'melstream build --features kaldi128', do not",
+        remedy="it shows in the lowest mel bands; rebuild with features that remove it, such as "
+        "'melstream build --features kaldi128'",
     )
 
 
@@ -219,7 +230,7 @@ def _dead_bands(found: Inspection) -> Finding | None:
     dead = [i for i, std in enumerate(found.bands.std) if std < DEAD_BAND_STD]
     if not dead:
         return None
-    named = _named([f"{i} ({found.bands.centre_hz[i]:,.0f} Hz)" for i in dead])
+    named = listed([f"{i} ({found.bands.centre_hz[i]:,.0f} Hz)" for i in dead])
     return Finding(
         code="dead_bands",
         message=f"{len(dead)} of {len(found.bands.std)} mel bands hardly change: {named}",
@@ -230,10 +241,6 @@ def _dead_bands(found: Inspection) -> Finding | None:
 def _subset(found: Inspection, options: str = "") -> str:
     """Write a command that a shell takes as it is."""
     return f"melstream subset {shlex.quote(found.url)} --out NEW {options}".rstrip()
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
 RULES: tuple[Rule, ...] = (

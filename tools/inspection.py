@@ -235,6 +235,12 @@ class Inspection(_Record):
     comparison: "Comparison | None" = None
     sample_check: SampleCheck | None = None
 
+    def split_counts(self) -> list[tuple[str, int]]:
+        """Return the samples of each split, and of none, if there are splits and such samples."""
+        counts = [(split.name, split.n_samples) for split in self.splits]
+        n_others = self.totals.n_samples - sum(n for _, n in counts)
+        return [*counts, ("none", n_others)] if counts and n_others else counts
+
     def histogram(self, name: str) -> Histogram:
         """Return the histogram of one column."""
         return next(found for found in self.histograms if found.name == name)

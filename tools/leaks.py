@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..shards.dataset import open_dataset
+from ..shards.errors import listed
 from ..shards.keys import stem_of_window, window_stem
-
-MAX_NAMED = 5  # keys in a message
 
 
 def require_disjoint(
@@ -36,7 +35,7 @@ def require_disjoint(
         shared = key_by_recording.keys() & {recording_of(key) for key in read_ids(place)}
         if shared:
             found = sorted({key_by_recording[recording] for recording in shared})
-            named = ", ".join(found[:MAX_NAMED]) + (", …" if len(found) > MAX_NAMED else "")
+            named = listed(found)
             raise ValueError(
                 f"no clip may be from a recording that {place} holds too, found {len(found):,}: "
                 f"{named}; take them out of one of the two, or drop `--disjoint-from {place}` if "

@@ -13,7 +13,7 @@ from itertools import chain, combinations
 import numpy as np
 
 from ..shards.dataset import Dataset
-from ..shards.errors import DatasetError, ShardError
+from ..shards.errors import DatasetError, ShardError, listed
 from ..shards.index import Index, concatenate
 from ..shards.keys import make_key
 from ..shards.manifest import BuildSettings, Manifest, ShardEntry
@@ -24,7 +24,6 @@ from .finish import common_fields, finish, new_place, renumbered, repeated_keys
 from .progress import Report
 
 BLOCK_BYTES = 2**22
-MAX_NAMED = 5  # keys in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ def _require_unique(datasets: Sequence[Dataset], index: Index) -> None:
     repeated = repeated_keys(index.sample_keys())
     if not repeated:
         return
-    named = ", ".join(repeated[:MAX_NAMED]) + (", …" if len(repeated) > MAX_NAMED else "")
+    named = listed(repeated)
     keys = {dataset.url: {*dataset.index.sample_keys().tolist()} for dataset in datasets}
     places = next(
         (f"{a} and {b}" for a, b in combinations(keys, 2) if keys[a] & keys[b]), datasets[0].url

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shards.dataset import Dataset, open_dataset
+from ..shards.errors import listed
 from ..shards.index_check import require_possible
 from ..shards.rows import FIGURES
 from ..shards.storage import open_storage
@@ -135,7 +136,9 @@ def select(dataset: Dataset, selection: Selection) -> Selected:
         steps.append(("--drop-duplicates", int(kept.sum())))
     if not kept.any():
         told = ", ".join(f"{n} after {name}" for name, n in steps)
-        raise ValueError(f"no sample is left of {len(dataset)}: {told}; ask for less")
+        raise ValueError(
+            f"no sample is left of {len(dataset)}: {told}; loosen one of these conditions"
+        )
     return Selected(np.flatnonzero(kept), tuple(steps), n_duplicates)
 
 
@@ -191,8 +194,8 @@ def _with_labels(dataset: Dataset, labels: Sequence[str]) -> npt.NDArray[np.bool
 def _numbers(option: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known[:10]
-            shown = ", ".join(near) or "none: the data set has no such names"
+            near = difflib.get_close_matches(name, known, n=3) or known
+            shown = listed(near, 10) or "none: the data set has no such names"
             raise ValueError(f"`{option}` must be a name in the data set ({shown}), found {name!r}")
     return [known.index(name) for name in names]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...shards.errors import listed
 from .audioset_metadata import Classes, read_segments, read_strong
 from .corpus import Clip
 
@@ -15,8 +16,6 @@ SPLITS = {
     "audioset_eval_strong": "eval_strong",
 }
 """What the splits are called, by the published name of their list; others keep their own."""
-
-MAX_NAMED = 5  # ids in a message
 
 
 @dataclass(slots=True)
@@ -130,7 +129,7 @@ def _require_disjoint(
         ids_by_other.setdefault(other, []).append(ytid)
     for other, ids in ids_by_other.items():
         leak = " (a leak: trained on and evaluated on)" if is_eval[other] != is_eval[split] else ""
-        named = ", ".join(ids[:MAX_NAMED]) + (", …" if len(ids) > MAX_NAMED else "")
+        named = listed(ids)
         raise ValueError(
             f"{splits[other]!r} and {splits[split]!r} must not share a video{leak}, found "
             f"{len(ids):,} in both: {named}; remove their lines from one of the lists"

@@ -12,7 +12,10 @@ Papers: none.
 """
 
 import dataclasses
+import difflib
 import os
+import posixpath
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +24,11 @@ from typing import Annotated
 
 import typer
 
+from ...shards.errors import listed
 from ...shards.keys import make_key
+from ..text_tables import many
 from .corpus import Clip, Listing
-from .files import printable
+from .files import is_audio_name, printable
 from .labels import (
     LabelSeparator,
     LabelsFile,
@@ -43,6 +48,8 @@ EXAMPLE = (
 DELIMITERS = (",", "\t", ";")
 LABEL_NAMES = {"label", "labels", "class", "classes", "category", "categories", "tag", "tags"}
 """Columns that nobody leaves out on purpose without saying so, in lower case."""
+PATH_NAMES = {"file", "filename", "file_name", "filepath", "file_path", "audio", "wav"}
+MAX_REPEATS = 10  # rows in a message
 
 _Source = Annotated[
     Path, typer.Argument(help="Table with one row per clip and a header.", metavar="SOURCE")
@@ -159,6 +166,7 @@ def scan(
         id_column,
     )
     _require_options(source, columns, label_separator, labels)
+    _require_path_column(source, columns.path)
     _require_named_labels(source, columns, unlabelled=unlabelled)
     known = None if labels is None else read_labels(labels)
     rows = list(_read_rows(source, columns, label_separator, known, str(labels)))
@@ -185,6 +193,24 @@ def _require_options(
         option = "--labels" if labels is not None else "--label-separator"
         raise ValueError(f"`{option}` goes with `--label-column`, which names the labels' column")
     require_separator(label_separator)
+
+
+def _require_path_column(source: Path, name: str) -> None:
+    """Refuse a table without it, if another column looks like it by its content or its name."""
+    rows = read_rows(source, delimiter=_find_delimiter(source, name))
+    header, first = (next(rows, (0, []))[1] for _ in range(2))
+    if name in header:
+        return
+    likely = [
+        *(column for column, field in zip(header, first, strict=False) if is_audio_name(field)),
+        *(column for column in header if column.lower() in PATH_NAMES),
+        *difflib.get_close_matches(name, header, n=1),
+    ]
+    if likely:
+        raise ValueError(
+            f"{source} has no column {name!r}, found {', '.join(header)}: type `--path-column "
+            f"{shlex.quote(likely[0])}` if that one holds the paths of the files"
+        )
 
 
 def _require_named_labels(source: Path, columns: _Columns, *, unlabelled: bool) -> None:
@@ -220,6 +246,7 @@ def _read_rows(
 ) -> Iterator[_Row]:
     """Read the rows, none of a clip that was there before, labels only of those that are known."""
     first_lines: dict[object, int] = {}
+    repeats: list[str] = []
     delimiter = _find_delimiter(source, columns.path)
     # A path that is not UTF-8 must still lead to its file.
     table = read_table(source, columns.named(), delimiter=delimiter, errors="surrogateescape")
@@ -228,15 +255,18 @@ def _read_rows(
             row = _parse_row(line, fields, columns, label_separator)
             if known is not None:
                 require_known(row.labels, known, list_name)
-            identity = (row.path, row.offset_s, row.duration_s) if row.id is None else row.id
-            first = first_lines.setdefault(identity, line)
-            if first != line:
-                raise ValueError(
-                    f"every clip must stand once, {row.id or printable(row.path)!r} stands on "
-                    f"line {first} too; write its labels in one row (`--label-separator`), or name "
-                    "a column that tells the rows apart (`--id-column`)"
-                )
+        path = posixpath.normpath(row.path)  # `./a.wav` is `a.wav`
+        identity = (path, row.offset_s, row.duration_s) if row.id is None else row.id
+        first = first_lines.setdefault(identity, line)
+        if first != line:
+            repeats.append(f"line {line} ({row.id or printable(path)!r}, of line {first})")
         yield row
+    if repeats:
+        raise ValueError(
+            f"{source}: every clip must stand once, found {many(len(repeats), 'row')} of clips "
+            f"that stand further up: {listed(repeats, MAX_REPEATS)}; write the labels of a clip in "
+            "one row (`--label-separator`), or name a column that tells rows apart (`--id-column`)"
+        )
 
 
 def _find_delimiter(source: Path, path_column: str) -> str:

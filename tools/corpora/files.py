@@ -6,15 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# fmt: off
-AUDIO_SUFFIXES = frozenset((
-    "3gp", "aac", "ac3", "aif", "aifc", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts",
-    "eac3", "flac", "flv", "g722", "m2ts", "m4a", "m4b", "m4v", "mka", "mkv", "mov", "mp2", "mp3",
-    "mp4", "mpeg", "mpg", "mpga", "nist", "oga", "ogg", "ogv", "opus", "rf64", "snd", "sph", "spx",
-    "ts", "tta", "voc", "w64", "wav", "wave", "webm", "wma", "wmv", "wv",
-))
-# fmt: on
-"""What an audio file's name ends in, in lower case, without the dot."""
+from ...shards.audio_suffixes import AUDIO_SUFFIXES
 
 
 def find_audio(root: Path, others: Counter[str] | None = None) -> Iterator[tuple[str, str | None]]:
@@ -56,6 +48,15 @@ def find_audio(root: Path, others: Counter[str] | None = None) -> Iterator[tuple
         )
 
 
+def is_audio_name(name: str) -> bool:
+    """Say whether a name or path ends as those of audio files do.
+
+    >>> is_audio_name("a/Kick.WAV"), is_audio_name("wav")
+    (True, False)
+    """
+    return _suffix(name) in AUDIO_SUFFIXES
+
+
 def printable(name: str) -> str:
     """Write a name so that it can be printed and stored; the same object if it can already."""
     source = os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -78,12 +79,15 @@ def _walk(
             inner = f"{prefix}{entry.name}/"
             yield from _walk(entry.path, inner, ancestors | {identity}, others)
             continue
-        suffix = os.path.splitext(entry.name)[1][1:].lower()
         is_file = _holds(entry.is_file)
-        if suffix not in AUDIO_SUFFIXES or not (is_file or entry.is_symlink()):
-            others[suffix] += 1
+        if not is_audio_name(entry.name) or not (is_file or entry.is_symlink()):
+            others[_suffix(entry.name)] += 1
         else:
             yield prefix + entry.name, is_file
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1][1:].lower()
 
 
 def _holds(test: Callable[[], bool]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ...shards.errors import listed
 from .tables import at_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -77,8 +78,7 @@ def _only_main(folder: Path) -> Path:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         raise ValueError(
             f"the source must hold a lhotse manifest, *cuts*{' or *cuts*'.join(SUFFIXES)} or the "
-            f"like for recordings; found in {folder}: {', '.join(names[:5]) or 'nothing'}"
-            + (" …" if len(names) > 5 else "")
+            f"like for recordings; found in {folder}: {listed(names) or 'nothing'}"
         )
     return main
 
@@ -90,8 +90,7 @@ def _only(folder: Path, word: str, option: str) -> Path | None:
     if len(found) > 1:
         raise ValueError(
             f"{folder} holds {len(found)} manifests of {word}: "
-            f"{', '.join(path.name for path in found[:5])}{' …' if len(found) > 5 else ''}; name "
-            f"one ({option})"
+            f"{listed([path.name for path in found])}; name one ({option})"
         )
     return found[0] if found else None
 

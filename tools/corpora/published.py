@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ...shards.errors import listed
 from .corpus import Clip, Listing
 from .files import find_audio
 from .names import stem_of
-
-_N_NAMED = 5  # at most so many names in one message
 
 
 def require_file(source: Path, name: str) -> Path:
@@ -40,7 +39,7 @@ def _what_is_there(source: Path, name: str) -> str:
     if near is not None:
         return f"found none in {source}, but in {near}: give that folder"
     names = sorted(entry.name for entry in source.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:_N_NAMED]) + (" …" if len(names) > _N_NAMED else "")
+    shown = listed(names)
     return f"found in {source}: {shown or 'nothing'}"
 
 

@@ -32,8 +32,7 @@ def origin_plots(found: Inspection) -> Iterator[Plot]:
             counting_bars(_most_frequent(rates, MAX_RATES), "original sample rate, kHz"),
         )
     if len(found.splits) > 1:
-        splits = [(split.name, split.n_samples) for split in found.splits]
-        shown = _most_frequent(splits, MAX_SPLITS)
+        shown = _most_frequent(found.split_counts(), MAX_SPLITS)
         yield Plot(
             "splits",
             "Splits",
