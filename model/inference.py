@@ -10,7 +10,7 @@ any number and length go in at once; long ones are cut into windows.
 Legend: B sounds, D model width, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,7 +137,7 @@ def load(
         )
     saved = load_model_file(places[0])
     try:
-        card = _Card.model_validate(saved.card)
+        card = Card.model_validate(saved.card)
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, found["loc"])) for found in error.errors())
         raise CheckpointError(
@@ -146,11 +146,31 @@ def load(
             "write it as `save_model` says, or copy the model again",
             saved.path,
         ) from error
+    return assemble(saved.model_state, card, device=device, layer=layer)
+
+
+def assemble(
+    state: Mapping[str, Tensor],
+    card: "Card",
+    *,
+    device: str | torch.device = "cpu",
+    layer: int | None = None,
+) -> "AudioModel":
+    """Make a model of its weights.
+
+    Args:
+        state: weights by name, of the encoder or of the tagger.
+        card: what they belong to.
+        device, layer: as in ``load``.
+
+    Raises:
+        ValueError: the encoder has no such layer.
+    """
     encoder = AudioEncoder(card.encoder)
     tagger = None
     if card.tagger is not None:
         tagger = Tagger(encoder, card.tagger, len(card.label_names))
-    (encoder if tagger is None else tagger).load_state_dict(saved.model_state)
+    (encoder if tagger is None else tagger).load_state_dict(state)
     if layer is not None:
         encoder.cut_above(layer)
         return AudioModel(encoder, None, card.features, (), device=device)
@@ -312,7 +332,7 @@ class AudioModel:
         return self._logmel(torch.from_numpy(batch).to(self.device)), n_frames.to(self.device)
 
 
-class _Card(BaseModel):
+class Card(BaseModel):
     """What inference needs of a model's card."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

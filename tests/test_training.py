@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from conftest import make_sample, write_dataset
 from rich.console import Console
 
@@ -27,6 +28,7 @@ from melstream.tools.build import build
 from melstream.tools.build_plan import PlanSettings, make_plan
 from melstream.tools.build_workers import run_here
 from melstream.tools.corpora import folder
+from melstream.tools.embed import embed
 from melstream.tools.evaluate import evaluate, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import ModelCard, load_encoder, load_tagger, write_model
@@ -156,6 +158,27 @@ def test_a_run_folder_is_never_taken_over(data: Dataset, tmp_path: Path, quiet: 
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match=r"must be new or empty, found notes.txt"):
         run_pretrain(data, tmp_path / "other", quiet)
+
+
+def test_a_checkpoint_embeds_as_the_model_made_of_it(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_pretrain(data, tmp_path / "run", quiet)
+    clips = []
+    for place in ("model", "checkpoints/step-000010"):
+        out, run = tmp_path / f"{len(clips)}.zarr", tmp_path / "run" / place
+        embed(run, [data.url], out, device=CPU, console=quiet)
+        clips.append(np.asarray(zarr.open_group(str(out), mode="r")["clips"]))
+    np.testing.assert_array_equal(*clips)
+
+
+def test_more_clips_in_a_batch_than_there_are_is_told(
+    data: Dataset, tmp_path: Path, quiet: Console
+) -> None:
+    run_finetune(data, tmp_path / "run", quiet, "data.batch_size=100", "data.crop_s=30")
+    said = " ".join(quiet.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"a batch of 100 is more than the {len(data)} clips there are" in said
+    assert "no clip fills a crop of 30 s, the longest has" in said
 
 
 def test_a_finished_run_has_all_its_files(data: Dataset, tmp_path: Path, quiet: Console) -> None:

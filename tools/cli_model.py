@@ -27,7 +27,12 @@ model_app = typer.Typer()
 @model_app.command()
 def evaluate(
     model: Annotated[
-        Path, Argument(metavar="RUN", parser=local_path, help="A run of `melstream finetune`.")
+        Path,
+        Argument(
+            metavar="RUN",
+            parser=local_path,
+            help="A run of `melstream finetune`, a checkpoint of one, or a model's folder.",
+        ),
     ],
     data: Data,
     out: Annotated[
@@ -68,7 +73,10 @@ def embed(
     model: Annotated[
         Path,
         Argument(
-            metavar="RUN", parser=local_path, help="A run of `melstream pretrain` or `finetune`."
+            metavar="RUN",
+            parser=local_path,
+            help="A run of `melstream pretrain` or `finetune`, a checkpoint of one, or a model's "
+            "folder.",
         ),
     ],
     sources: Annotated[
@@ -121,7 +129,8 @@ def export(
         Argument(
             metavar="RUN",
             parser=local_path,
-            help="A run of `melstream pretrain` or `finetune`, or a checkpoint of one.",
+            help="A run of `melstream pretrain` or `finetune`, a checkpoint of one, or a model's "
+            "folder.",
         ),
     ],
     out: Out,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ..model.inference import AudioModel, load
+from ..model.inference import AudioModel, Card, assemble
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
 from ..pipeline.parallel_map import n_cores, parallel_map
@@ -23,7 +23,7 @@ from ..shards.spec import FeatureSpec
 from .corpora.files import find_audio, printable
 from .embeddings import ClipEmbedding, Columns, new_embeddings
 from .evaluate import warn_of_cut_clips
-from .model_folder import weights_digest
+from .model_folder import read_model, weights_digest
 from .progress import progress
 
 BATCH_SIZE = 32
@@ -56,7 +56,7 @@ def embed(
     """Embed a data set, or audio files, and write a Zarr group; see ``embeddings``.
 
     Args:
-        model_folder: run or model folder; of a tagger the scores are written, too.
+        model_folder: run, model or checkpoint folder; of a tagger the scores are written, too.
         places: one data set, or audio files and folders of them.
         out: where the group goes.
         layer: conformer block to embed with, counted from 1; None: the last.
@@ -66,12 +66,14 @@ def embed(
 
     Raises:
         ValueError: both kinds of places, or a layer that the encoder lacks.
-        DatasetError: something stands at ``out``, or not one clip could be embedded.
-        CheckpointError: no model there.
+        DatasetError: something stands at ``out``, there is no model, or not one clip could be
+            embedded.
     """
     if out.exists():
         raise DatasetError(f"{out} is there already; remove it, or choose another --out")
-    model = load(model_folder, device=device, layer=layer)
+    state, card = read_model(model_folder)
+    needed = Card.model_validate(card.model_dump(mode="json"))
+    model = assemble(state, needed, device=device, layer=layer)
     source = _open_source(places, FeatureSpec(**model.features.model_dump()))
     report = EmbedReport()
     columns = Columns(model.encoder.config.dim, model.label_names, source.label_names, has_frames)

@@ -18,7 +18,7 @@ from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
 from ..pipeline.batch import Batch
 from ..shards.dataset import Dataset
-from ..shards.errors import DatasetError
+from ..shards.errors import DatasetError, listed
 from .distributed import World
 from .evaluate import predict, warn_of_cut_clips, write_report
 from .inspect_leaks import is_shared
@@ -103,6 +103,7 @@ def finetune(
         [dataset], recipe, stride=card.encoder.stride, min_frames=1,
         chosen=chosen, world=world, console=console,
     )  # fmt: skip
+    _tell_of_padding(recipe, dataset, chosen, console)
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
     config |= {"valid": None if held_out is None else held_out.manifest.fingerprint}
@@ -189,6 +190,24 @@ def _warn_of_frozen_noise(recipe: FinetuneRecipe, console: Console) -> None:
         console.print(
             f"warning: no --encoder: {', and '.join(resting)}; give --encoder, or that",
             style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _tell_of_padding(
+    recipe: FinetuneRecipe,
+    dataset: Dataset,
+    chosen: npt.NDArray[np.int64] | None,
+    console: Console,
+) -> None:
+    """Say that no clip, of the chosen ones if any, fills a crop."""
+    duration_s = dataset.index.duration_s if chosen is None else dataset.index.duration_s[chosen]
+    longest_s = float(duration_s.max())
+    if longest_s < recipe.data.crop_s / 1.5:
+        console.print(
+            f"no clip fills a crop of {recipe.data.crop_s:g} s, the longest has {longest_s:.3g} s: "
+            f"the rest is padding, which takes time; --set data.crop_s={longest_s:.2g}",
             highlight=False,
             soft_wrap=True,
         )
@@ -353,7 +372,7 @@ def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
     dataset.manifest.features.require_same(held_out.manifest.features, held_out.url)
     unknown = set(held_out.manifest.label_names) - set(dataset.manifest.label_names)
     if unknown or not held_out.manifest.label_names:
-        found = f"{sorted(unknown)[:5]} beside them" if unknown else "none"
+        found = f"{listed(sorted(unknown))} beside them" if unknown else "none"
         raise DatasetError(
             f"{held_out.url} must have labels among those of {dataset.url}, found {found}; "
             "build both with one label list"

@@ -109,6 +109,15 @@ def training_order(
         _long_enough(dataset, config, min_frames=min_frames, console=console, chosen=chosen)
         for dataset in datasets
     ]
+    n_clips = sum(map(len, rows))
+    if n_clips < config.batch_size and config.tail == "wrap":
+        console.print(
+            f"warning: a batch of {config.batch_size} is more than the {n_clips} clips there are, "
+            "so that clips stand in it several times; --set data.batch_size=…",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     return mix_orders(datasets, order_config, config.shares, rows)
 
 
