@@ -65,7 +65,12 @@ def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
     [
         ("model.preset=huge", "`model.preset` must be one of tiny, cf-s, cf-l, found 'huge'"),
         ("model.overrides.width=7", "model.overrides: unknown key `width`"),
-        ("objective.name=none", "`objective.name` must be one of wav2vec2, found 'none'"),
+        (
+            "objective.name=none",
+            "must be one of wav2vec2, or module:Class of your own",
+        ),
+        ("objective.name=no_such:Thing", "on PYTHONPATH, found: No module named 'no_such'"),
+        ("objective.name=json:loads", "must be a class with a `config_class`"),
         ("objective.options.temperatur=3", "unknown key `temperatur`, did you mean 'temperature'"),
         (
             "objective.options.quantizer.n_group=2",

@@ -219,6 +219,47 @@ def test_pretraining_learns_on_real_audio(
     assert result.figures["loss"] < 0.9 * np.log(21)
 
 
+OWN_OBJECTIVE = """
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+
+class Config(BaseModel):
+    weight: float = 1.0
+
+
+class Regression(nn.Module):
+    config_class = Config
+
+    def __init__(self, config, encoder_config):
+        super().__init__()
+        self.weight = config.weight
+        self.mask_embedding = nn.Parameter(torch.zeros(encoder_config.latent_dim))
+        self.out = nn.Linear(encoder_config.dim, encoder_config.latent_dim)
+
+    def forward(self, encoder, *, logmel, n_frames, mask, distractors, step):
+        latents, padding_mask = encoder.latents(logmel, n_frames)
+        hidden = torch.where(mask[..., None], self.mask_embedding, latents)
+        missed = self.out(encoder.context_encoder(hidden, padding_mask)) - latents.detach()
+        return {"loss": self.weight * missed[mask].square().mean()}
+"""
+
+
+def test_an_objective_of_ones_own_trains(
+    data: Dataset, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_objective.py").write_text(OWN_OBJECTIVE)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "objective.name=own_objective:Regression"
+    with pytest.raises(ValueError, match=r"unknown key `objective.options.wait`.*'weight'"):
+        run_pretrain(data, tmp_path / "run", quiet, own, "objective.options.wait=2")
+    run_pretrain(data, tmp_path / "run", quiet, own, "objective.options.weight=2")
+    found = losses(tmp_path / "run")
+    assert found[10] < found[1]
+    assert load_encoder(tmp_path / "run")[0].mask_embedding.any()
+
+
 def test_pretraining_goes_on_with_an_encoder(
     data: Dataset, built: Callable[[str], Dataset], tmp_path: Path, quiet: Console
 ) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..model.augment import AugmentConfig
 from ..model.encoder import PRESETS, EncoderConfig
 from ..model.hiding import HidingConfig
-from ..model.objectives import OBJECTIVES
+from ..model.objectives import find_objective
 from ..model.optim import OptimConfig
 from ..model.tagger import TaggerConfig
 from ..pipeline.masks import MaskConfig
@@ -95,7 +95,10 @@ class ModelConfig(_Section):
 class ObjectiveConfig(_Section):
     """``[objective]``: what pre-training learns from."""
 
-    name: str = Field(default="wav2vec2", description="one of melstream.model.objectives")
+    name: str = Field(
+        default="wav2vec2",
+        description="one of melstream.model.objectives, or module:Class of your own",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="its own fields")
 
 
@@ -208,12 +211,7 @@ class PretrainRecipe(Recipe):
 
     @model_validator(mode="after")
     def _knows_its_objective(self) -> Self:
-        if self.objective.name not in OBJECTIVES:
-            raise ValueError(
-                f"`objective.name` must be one of {', '.join(OBJECTIVES)}, found "
-                f"{self.objective.name!r}"
-            )
-        config_class, _ = OBJECTIVES[self.objective.name]
+        config_class, _ = find_objective(self.objective.name)
         _validate(config_class, self.objective.options, where="objective.options")
         return self
 

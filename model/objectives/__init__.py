@@ -5,10 +5,13 @@ config. Its ``forward(encoder, *, logmel, n_frames, mask, distractors, step)`` r
 scalars by name, ``loss`` among them; whatever else it returns is logged. A parameter
 ``mask_embedding`` of shape (latent_dim,) stays with the encoder afterwards, and what is
 logged as ``accuracy`` beside ``chance``, that of a guess, tells whether a run learns. To add one,
-write its file and its line in ``OBJECTIVES``: the contract test finds it there.
+write its file and its line in ``OBJECTIVES``: the contract test finds it there. One of your own
+package is named by its place, ``my_package.my_module:MyObjective``, and names its config as
+``MyObjective.config_class``.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,12 +20,39 @@ from torch import nn
 from ..encoder import EncoderConfig
 from .wav2vec2 import Wav2Vec2, Wav2Vec2Config
 
-__all__ = ["OBJECTIVES", "Wav2Vec2", "Wav2Vec2Config", "build_objective"]
+__all__ = ["OBJECTIVES", "Wav2Vec2", "Wav2Vec2Config", "build_objective", "find_objective"]
 
 OBJECTIVES: dict[str, tuple[type[BaseModel], type[nn.Module]]] = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2),
 }
 """Config and module of each objective, by the name that a recipe uses."""
+
+
+def find_objective(name: str) -> tuple[type[BaseModel], type[nn.Module]]:
+    """Return config and module of an objective.
+
+    Args:
+        name: one of ``OBJECTIVES``, or module and class of your own, ``module:Class``.
+
+    Raises:
+        ValueError: there is no such objective.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, class_name = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"the objective must be one of {', '.join(OBJECTIVES)}, or module:Class of your own, "
+            f"found {name!r}"
+        )
+    try:
+        objective_class = getattr(import_module(module), class_name)
+        return objective_class.config_class, objective_class
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the objective {name!r} must be a class with a `config_class`, in a module that is "
+            f"installed or on PYTHONPATH, found: {error}"
+        ) from error
 
 
 def build_objective(
@@ -31,7 +61,7 @@ def build_objective(
     """Build an objective by name.
 
     Args:
-        name: one of ``OBJECTIVES``.
+        name: of ``find_objective``.
         options: fields of its config, as a recipe gives them; absent ones take
             their defaults. ``Any``: each config checks its own.
         encoder_config: sizes of the encoder that is trained.
@@ -42,9 +72,7 @@ def build_objective(
     Raises:
         ValueError: an unknown name or option, or a value that its config refuses.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"the objective must be one of {', '.join(OBJECTIVES)}, found {name!r}")
-    config_class, objective_class = OBJECTIVES[name]
+    config_class, objective_class = find_objective(name)
     unknown = set(options) - set(config_class.model_fields)
     if unknown:
         raise ValueError(
