@@ -128,7 +128,7 @@ def test_loss_is_finite_under_bfloat16_autocast(
 
 
 def test_an_unknown_objective_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="one of wav2vec2, .* found 'wav2vec3'"):
+    with pytest.raises(ValueError, match=r"one of wav2vec2, .* found 'wav2vec3'"):
         build_objective("wav2vec3", {}, CONFIG)
 
 
