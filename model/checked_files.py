@@ -64,8 +64,10 @@ def write_document(folder: Path, name: str, content: dict[str, Any]) -> None:
     sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     document = {"format_version": FORMAT_VERSION, **content, "sha256": sums}
     (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    mode = (folder / name).stat().st_mode
     for file in folder.iterdir():
-        file.chmod((folder / name).stat().st_mode)
+        if file.stat().st_mode != mode:
+            file.chmod(mode)
 
 
 def read_document(path: Path, name: str, kind: type[_Document], *, remedy: str) -> _Document:

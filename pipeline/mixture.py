@@ -56,9 +56,9 @@ def mix_orders(
         TrainingOrder(dataset.index, dataset.manifest.fingerprint, config, chosen)
         for dataset, chosen in zip(datasets, rows, strict=True)
     ]
-    if len(parts) == len(shares or [1]) == 1:
-        return parts[0]
-    return MixtureOrder(parts, shares or [part.n_samples for part in parts])
+    shares = [part.n_samples for part in parts] if shares is None else shares
+    _check_parts(parts, shares)
+    return parts[0] if len(parts) == 1 else MixtureOrder(parts, shares)
 
 
 class MixtureOrder:

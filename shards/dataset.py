@@ -99,6 +99,11 @@ class Dataset:
         names = self.manifest.split_names
         return {number: names[number] for number in np.unique(self.index.split) if number >= 0}
 
+    def splits_of(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> set[str]:
+        """Name the splits of some rows of the index; "" stands for none."""
+        names = (*self.manifest.split_names, "")  # the last one is that of -1
+        return {names[number] for number in np.unique(self.index.split[rows])}
+
     @cached_property
     def logmel_counts(self) -> npt.NDArray[np.int64] | None:
         """Frames by mel band and code over the whole set, shape (n_mels, 256), if recorded."""

@@ -119,6 +119,14 @@ class Manifest(BaseModel):
     )
     build: BuildSettings
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a set of no others does not need, as older versions did."""
+        content = dump(self)
+        if not self.made_of:
+            content.pop("made_of", None)
+        return content
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.feature_hash != self.features.hash:

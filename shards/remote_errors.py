@@ -11,7 +11,7 @@ import re
 from urllib.parse import urlsplit
 
 from .object_client import ENDPOINT_VARIABLES, endpoint
-from .storage import StorageError, printable
+from .storage import StorageError, UnansweredError, printable
 
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public "
@@ -37,7 +37,8 @@ def explain(error: Exception, *, url: str, timeout_s: float) -> Exception:
         timeout_s: the time limit of a request, in seconds.
 
     Returns:
-        ``FileNotFoundError`` for a missing object, else a ``StorageError``.
+        ``FileNotFoundError`` for a missing object, ``UnansweredError`` for what may be over when
+        it is asked for again, else a ``StorageError``.
     """
     text = str(error)
     codes = sorted(set(re.findall(r"<Code>(\w+)</Code>", text)))
@@ -55,7 +56,8 @@ def explain(error: Exception, *, url: str, timeout_s: float) -> Exception:
         reason = "its server cannot send parts of a file; use another server"
     else:
         reason = _cleaned(text)
-    return StorageError(f"{url}: {reason}")
+    is_over_later = status == "429" or status.startswith("5") if status else network is not None
+    return (UnansweredError if is_over_later else StorageError)(f"{url}: {reason}")
 
 
 def _waited_s(text: str, timeout_s: float) -> float:

@@ -35,6 +35,10 @@ class StorageError(DatasetError):
     """A place cannot be read or written; the message names it and the remedy, and no secret."""
 
 
+class UnansweredError(StorageError):
+    """A store did not answer, or not to the end, in all the time it had; it may do so later."""
+
+
 class Sink(Protocol):
     """What ``Storage.writer`` gives: bytes go in, in order."""
 

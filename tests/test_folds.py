@@ -157,6 +157,8 @@ def test_a_part_is_all_but_the_splits_to_validate_on(folded: Dataset) -> None:
     assert part.train.tolist() == np.flatnonzero(split != split[part.held_out[0]]).tolist()
     assert part.splits == ("fold-1", "fold-2", "fold-3", "fold-4")
     assert part_of_splits(folded, ("fold-2",), ()).held_out is None
+    two = part_of_splits(folded, ("fold-1", "fold-2"), ())
+    assert part_of_splits(folded, ("fold-2", "fold-1"), ()).name == two.name
     with pytest.raises(ValueError, match=r"must differ, found 'fold-1' in both"):
         part_of_splits(folded, ("fold-1",), ("fold-1",))
     with pytest.raises(ValueError, match=r"`--valid-split` must be a name in the data set \(fold-"):
@@ -187,6 +189,22 @@ def test_an_evaluation_on_what_was_learnt_from_says_so(
     found = subset(folded, open_storage(tmp_path / "some"), chosen, lambda done, note: None)
     evaluated(tmp_path / "run", open_dataset(found.url))
     assert ("its figures there say little" in caplog.text) is is_told
+
+
+def test_a_model_of_a_subset_is_told_where_it_is_measured_on_the_whole(
+    folded: Dataset, tmp_path: Path, quiet: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = load_recipe("finetune-esc50", FinetuneRecipe, [*SETS, *STEPS, *REST])
+    sets = []
+    for name in ("fold-1", "fold-2"):
+        place = open_storage(tmp_path / name)
+        chosen = Selection(splits=(name,))
+        sets.append(subset(folded, place, chosen, lambda done, note: None).url)
+    finetune(recipe, sets[0], tmp_path / "run", device=CPU, console=quiet)
+    evaluated(tmp_path / "run", open_dataset(sets[1]))
+    assert "say little" not in caplog.text
+    evaluated(tmp_path / "run", folded)
+    assert "say little" in caplog.text
 
 
 def test_a_set_without_folds_is_refused(

@@ -70,7 +70,10 @@ def test_a_recipe_that_does_not_exist_names_those_that_do() -> None:
             "must be one of wav2vec2, or module:Class of your own",
         ),
         ("objective.name=no_such:Thing", "on PYTHONPATH, found: No module named 'no_such'"),
-        ("objective.name=json:loads", "must be a class with a `config_class`"),
+        (
+            "objective.name=json:loads",
+            "must be an nn.Module with a pydantic model as",
+        ),
         ("objective.options.temperatur=3", "unknown key `temperatur`, did you mean 'temperature'"),
         (
             "objective.options.quantizer.n_group=2",

@@ -19,6 +19,11 @@ from melstream.tools.progress import Report
 N_PER_FILE = 1
 
 
+def test_a_manifest_of_a_version_that_knew_less_is_whole(small_dataset: Dataset) -> None:
+    assert b"made_of" not in (small_dataset.folder / "dataset.json").read_bytes()
+    assert problems(small_dataset.folder) == []
+
+
 def problems(folder: Path) -> list[ShardError | DatasetError]:
     try:
         found = list(find_problems(open_dataset(folder), full=True))

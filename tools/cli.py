@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ..shards.errors import DatasetError, MelstreamError
-from ..shards.storage import StorageError
+from ..shards.storage import UnansweredError
 from .cli_bench import bench_app
 from .cli_build import build_app
 from .cli_data import data_app
@@ -63,7 +63,7 @@ def main() -> None:
 
 def _is_wrong_call(error: BaseException) -> bool:
     """Say whether the same call would fail again; what a network did may be over then."""
-    return isinstance(error, ValueError | DatasetError) and not isinstance(error, StorageError)
+    return isinstance(error, ValueError | DatasetError) and not isinstance(error, UnansweredError)
 
 
 def _plain(error: BaseException) -> str:

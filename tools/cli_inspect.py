@@ -60,7 +60,9 @@ def inspect(
 
     n_chosen = sum(option is not None for option in (against, label, key))
     if is_folds(place):
-        _require_data_set(place, is_right=n_chosen + sample == 0 and html is None)
+        _require_data_set(place, is_right=n_chosen + sample == 0)
+        if html is not None:
+            raise ValueError(f"`--html` is for one run, {place} holds folds; give one of them")
         _inspect_folds(Path(place), as_json=as_json)
         return
     if is_run(place):
@@ -160,13 +162,14 @@ def _require_one(n_chosen: int, *, has_key_and_html: bool) -> None:
 def _require_data_set(place: str, *, is_right: bool) -> None:
     if not is_right:
         raise ValueError(
-            f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is a "
-            "training run, or folds, which have no `--html` either; leave them out"
+            f"`--against`, `--label`, `--key` and `--sample` are for data sets, {place} is of "
+            "training; leave them out"
         )
 
 
 def _inspect_folds(folder: Path, *, as_json: bool) -> None:
     """Say what came of the folds of a data set."""
+    from ..shards.keys import make_key
     from .fold_results import print_folds, read_folds, summarise
 
     results = read_folds(folder)
@@ -174,8 +177,8 @@ def _inspect_folds(folder: Path, *, as_json: bool) -> None:
         print(json.dumps(summarise(results), indent=1))
     else:
         print_folds(results, out_console)
-        runs = ", ".join(result.name for result in results)
-        out_console.print(f"each is a run: {runs}", highlight=False, markup=False)
+        runs = ", ".join(str(folder / make_key(result.name)) for result in results)
+        out_console.print(f"their runs: {runs}", highlight=False, markup=False)
 
 
 def _inspect_run(folder: Path, html: Path | None, *, top: int, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .evaluate import print_metrics, write_report
 
-    if out is not None:  # before the work: a place that cannot be written to costs none
+    if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     metrics, card = run(model, only(data), device=choose_device(device), splits=split or ())
     if as_json:

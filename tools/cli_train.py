@@ -238,7 +238,10 @@ def _finish_run(out: Path, result: "Result", world: "World") -> None:
         )
         return
     loss = f", loss {result.figures['loss']:.3f}" if "loss" in result.figures else ""
-    chosen = f" ({result.chosen})" if result.chosen else ""
+    from .model_folder import read_model
+
+    model_step = read_model(out)[1].steps
+    chosen = "" if model_step == result.step else f" (of step {model_step})"
     out_console.print(
         f"{result.step} steps in {result.wall_s:.1f} s{loss}; model{chosen}: {out / 'model'}",
         highlight=False,

@@ -220,7 +220,7 @@ def _own_gpu(local_rank: int) -> torch.device:
 
 @dataclass(slots=True)
 class Agreement:
-    """What any process wants, known to all of them at the same step.
+    """What any process wants, known to all of them at the same step, or batch of a validation.
 
     One number travels per step while the step computes, and is read at the next: nobody
     waits for it, and every process hears of it at the same step, one late. Alone, a process

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ..model.inference import AudioModel, Card, assemble
+from ..model.checkpoint import is_checkpoint
+from ..model.inference import AudioModel, Card, assemble, load
 from ..pipeline.loader import Loader, LoaderConfig
 from ..pipeline.order import EvaluationOrder
 from ..pipeline.parallel_map import n_cores, parallel_map
@@ -66,14 +67,12 @@ def embed(
 
     Raises:
         ValueError: both kinds of places, or a layer that the encoder lacks.
-        DatasetError: something stands at ``out``, there is no model, or not one clip could be
-            embedded.
+        DatasetError: something stands at ``out``, or not one clip could be embedded.
+        CheckpointError: no model there.
     """
     if out.exists():
         raise DatasetError(f"{out} is there already; remove it, or choose another --out")
-    state, card = read_model(model_folder)
-    needed = Card.model_validate(card.model_dump(mode="json"))
-    model = assemble(state, needed, device=device, layer=layer)
+    model = _model(model_folder, device, layer)
     source = _open_source(places, FeatureSpec(**model.features.model_dump()))
     report = EmbedReport()
     columns = Columns(model.encoder.config.dim, model.label_names, source.label_names, has_frames)
@@ -183,6 +182,15 @@ def _grouped(
             group = []
     if group:
         yield group
+
+
+def _model(folder: Path, device: torch.device, layer: int | None) -> AudioModel:
+    """Load a finished model, or what is in a checkpoint."""
+    if not is_checkpoint(folder):
+        return load(folder, device=device, layer=layer)
+    state, card = read_model(folder)
+    needed = Card.model_validate(card.model_dump(mode="json"))
+    return assemble(state, needed, device=device, layer=layer)
 
 
 def _open_source(places: Sequence[str], spec: FeatureSpec) -> _DatasetSource | _FileSource:

@@ -150,15 +150,15 @@ def _warn_of_learnt_clips(card: ModelCard, dataset: Dataset, splits: Sequence[st
 
     A set of other splits than those that were learnt from is none of it.
     """
-    *before, last = card.trained_on
-    lineage = dataset.manifest.lineage
-    measured = set(splits or dataset.used_splits.values())
-    is_apart = card.splits and measured and not measured & set(card.splits)
-    if last in lineage and not is_apart:
+    of_data, last = set(dataset.manifest.lineage), card.trained_on[-1:]
+    measured = set(splits) or dataset.splits_of()
+    is_apart = card.splits and not measured & set(card.splits)
+    is_of_one = of_data & set(last) or dataset.manifest.fingerprint in card.made_of
+    if is_of_one and not is_apart:
         _log.warning(
             "the model was trained on clips of %s: its figures there say little", dataset.url
         )
-    elif set(before) & set(lineage):
+    elif of_data & set(card.trained_on[:-1]):
         _log.warning(
             "the encoder has learnt from clips of %s before it was fine-tuned, perhaps without "
             "labels: the figures there may flatter",

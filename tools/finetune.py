@@ -232,6 +232,7 @@ def _build(
         label_names=manifest.label_names,
         trained_on=(*history, manifest.fingerprint),
         splits=() if part is None else part.splits,
+        made_of=manifest.made_of,
         steps=0,
     )
     return Tagger(encoder, recipe.tagger, len(manifest.label_names)), card

@@ -41,7 +41,10 @@ def read_folds(folder: Path) -> list[FoldResult]:
     path = folder / SUMMARY_NAME
     try:
         folds = json.loads(path.read_bytes())["folds"]
-        return [FoldResult(name, figures) for name, figures in folds.items()]
+        return [
+            FoldResult(name, {n: float(value) for n, value in figures.items()})
+            for name, figures in folds.items()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{path} is damaged ({error}); 'melstream finetune --folds --resume' writes it again"

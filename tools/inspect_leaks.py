@@ -119,9 +119,16 @@ def _recordings(dataset: Dataset) -> Ids:
     for row in np.flatnonzero(is_window | (np.strings.str_len(keys) > MAX_STEM_BYTES)).tolist():
         key = keys[row].decode("ascii")
         names[row] = (stem_of_window(key) if is_window[row] else window_stem(key)).encode()
-    for recording_of in _recordings_of(dataset.manifest.build.corpus):
-        names = np.array([recording_of(name.decode("ascii")) for name in names.tolist()], "S")
+    if readers := _recordings_of(dataset.manifest.build.corpus):
+        texts = (name.decode("ascii") for name in names.tolist())
+        names = np.array([_recording(text, readers) for text in texts], "S")
     return _hashed(names)
+
+
+def _recording(key: str, readers: Sequence[Callable[[str], str]]) -> str:
+    """Return the recording of a key, if the corpora that it may be of agree on it; else the key."""
+    found = {recording_of(key) for recording_of in readers}
+    return found.pop() if len(found) == 1 else key
 
 
 def _is_window(dataset: Dataset) -> npt.NDArray[np.bool_]:

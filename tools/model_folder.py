@@ -34,7 +34,12 @@ class ModelCard(BaseModel):
     label_names: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = Field(description="fingerprints of the training sets, in order")
     splits: tuple[str, ...] = Field(
-        default=(), description="those of the last training set that were learnt from; none = all"
+        default=(),
+        description='those of the last training set that were learnt from, "" for clips of no '
+        "split; none = all of it",
+    )
+    made_of: tuple[str, ...] = Field(
+        default=(), description="fingerprints of what the last training set was copied from"
     )
     steps: int = Field(description="updates that the weights have had in the last training")
 

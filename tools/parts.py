@@ -19,7 +19,7 @@ class Part:
         name: of the part; goes into the run's configuration.
         train: int64 rows of the index, ascending.
         held_out: int64 rows, ascending; None: the run is validated on no clip of this data set.
-        splits: those of ``train``; go into the model's card.
+        splits: those of ``train``, "" for clips of no split; go into the model's card.
     """
 
     name: str
@@ -49,10 +49,10 @@ def part_of_splits(dataset: Dataset, splits: Sequence[str], valid_splits: Sequen
         train = rows_of_splits(dataset, "--split", splits)
     else:
         train = np.setdiff1d(np.arange(len(dataset)), [] if held_out is None else held_out)
-        splits = [name for name in dataset.used_splits.values() if name not in valid_splits]
+        splits = sorted(dataset.splits_of(train))
     if not len(train):
         raise DatasetError(f"{dataset.url} has no clip outside of {', '.join(valid_splits)}")
-    name = f"{', '.join(splits)} without {', '.join(valid_splits) or 'validation'}"
+    name = f"splits {sorted(set(splits))}, held out {sorted(set(valid_splits))}"
     return Part(name, train, held_out, tuple(splits))
 
 

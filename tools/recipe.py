@@ -393,7 +393,7 @@ def _explain(
     path = ".".join(str(part) for part in location)
     if kind == "value_error":  # our own words, which name the fields
         return message.removeprefix("Value error, ")
-    if kind == "missing" and len(location) == 1:
+    if kind == "missing" and len(location) == 1 and issubclass(schema, Recipe):
         return f"`[{path}]` is missing: --print-config writes a whole recipe to start from"
     if kind != "extra_forbidden":
         return f"`{path}`: {message[0].lower()}{message[1:]}"

@@ -168,9 +168,10 @@ class RunCheckpoints:
         paths = self._regular(step, n)
         found = [weights for path in paths if (weights := self._whole_weights(path)) is not None]
         if len(found) < n:
+            reason = "; lower train.checkpoint_every next time" if len(paths) < n else ""
             self._warn(
                 f"the model is the average of {many(len(found), 'checkpoint')}, not of {n}: the "
-                "run has no more; lower train.checkpoint_every next time"
+                f"run has no more{reason}"
             )
         return average_states(found)
 

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ MODEL_NAME = "model"
 REPORT_NAME = "report.html"
 EVALUATIONS_GLOB = "evaluation*.json"
 VALIDATION_NAME = "evaluation-valid.json"
+
+LOOK_S = 0.2  # longer than ``is_claimed`` holds the lock
 
 HEADLINE = {"multi_label": "mAP", "single_label": "accuracy"}
 """The figure on held-out data by which the best step is chosen, by the tagger's task."""
@@ -116,7 +119,11 @@ def is_claimed(folder: Path) -> bool:
 
 def _lock(file: BinaryIO, folder: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # perhaps by one that looked whether somebody trains here
+            time.sleep(LOOK_S)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DatasetError(
             f"another process trains in {folder}; let it end, or choose another --out"

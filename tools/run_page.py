@@ -65,10 +65,9 @@ def run_facts(run: RunSummary) -> list[tuple[str, str]]:
         ("data set", f"fingerprint {run.config.get('fingerprint', 'unknown')}"),
         ("checkpoints", ", ".join(f"step {step:,}" for step in run.checkpoints) or "none"),
     ]
-    if speed is not None and wait is not None:
-        facts.insert(
-            2, ("speed", f"{speed:,.0f} clips/s, {percent(wait)} of the time waiting for data")
-        )
+    if speed is not None:
+        waiting = "" if wait is None else f", {percent(wait)} of the time waiting for data"
+        facts.insert(2, ("speed", f"{speed:,.0f} clips/s{waiting}"))
     return facts
 
 

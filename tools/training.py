@@ -45,14 +45,12 @@ class Result:
         is_complete: False after SIGTERM or Ctrl-C; ``--resume`` goes on.
         figures: the last logged scalars.
         wall_s: seconds of this run.
-        chosen: which weights the model has, if not the last.
     """
 
     step: int
     is_complete: bool
     figures: dict[str, float]
     wall_s: float
-    chosen: str = ""
 
 
 class _StopError(Exception):
@@ -163,8 +161,7 @@ class Trainer:
             received = stack.enter_context(catch_signals(self._answer_ctrl_c))
             view = stack.enter_context(live_view(title, self._train.steps, self._console))
             is_complete = self._loop(log, view, received)
-        seconds = time.monotonic() - start
-        return Result(self._at.step, is_complete, log.last, seconds, self._chosen())
+        return Result(self._at.step, is_complete, log.last, time.monotonic() - start)
 
     def final_model(self) -> tuple[Mapping[str, Tensor], ModelCard]:
         """Return the weights that become the model, and their card.
@@ -178,15 +175,6 @@ class Trainer:
         step, weights = self._final_weights()
         card = self._card.model_copy(update={"steps": step})
         return model_part(weights, card), card
-
-    def _chosen(self) -> str:
-        """Say which weights ``_final_weights`` takes, if not the last."""
-        if self._train.average_last:
-            return f"the mean of the last {self._train.average_last} checkpoints"
-        if self._at.best_metric is None:
-            return ""
-        metric = f"{self._learner.metric} {self._at.best_metric:.3f}"
-        return f"of step {self._at.best_step}, held-out {metric}"
 
     def _final_weights(self) -> tuple[int, dict[str, Tensor]]:
         step, best_step = self._at.step, self._at.best_step
@@ -265,7 +253,8 @@ class Trainer:
         figures = self._window.figures(self._world) | self._updater.rates(self._at.step - 1)
         self._window = Window()
         n_skipped = int(self._updater.n_skipped)  # waits for the device, as the figures have
-        is_all_moving = self._at.step >= self._circumstances.thaw_step + self._train.log_every
+        thaw_step = self._circumstances.thaw_step
+        is_all_moving = not thaw_step or self._at.step >= thaw_step + self._train.log_every
         if self._learner.peak_samples_per_s is not None and is_all_moving:
             at_peak = self._learner.peak_samples_per_s * self._world.size
             figures["mfu"] = figures["samples_per_s"] / at_peak

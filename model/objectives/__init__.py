@@ -39,20 +39,30 @@ def find_objective(name: str) -> tuple[type[BaseModel], type[nn.Module]]:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, class_name = name.partition(":")
-    if not colon:
+    module, _, class_name = name.partition(":")
+    if not (class_name and all(part.isidentifier() for part in module.split("."))):
         raise ValueError(
             f"the objective must be one of {', '.join(OBJECTIVES)}, or module:Class of your own, "
             f"found {name!r}"
         )
     try:
-        objective_class = getattr(import_module(module), class_name)
-        return objective_class.config_class, objective_class
-    except (ImportError, AttributeError) as error:
+        objective: Any = getattr(import_module(module), class_name, None)
+    except ImportError as error:
         raise ValueError(
-            f"the objective {name!r} must be a class with a `config_class`, in a module that is "
-            f"installed or on PYTHONPATH, found: {error}"
+            f"the objective {name!r} must be in a module that is installed or on PYTHONPATH, "
+            f"found: {error}"
         ) from error
+    config: Any = getattr(objective, "config_class", None)
+    if not (_is_a(nn.Module, objective) and _is_a(BaseModel, config)):
+        raise ValueError(
+            f"the objective {name!r} must be an nn.Module with a pydantic model as its "
+            f"`config_class`, found {objective!r} with {config!r}"
+        )
+    return config, objective
+
+
+def _is_a(kind: type, found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, kind)
 
 
 def build_objective(
