@@ -19,7 +19,7 @@ from object_store import LARGE, SMALL, Bucket, Write, write_at_once, write_in_bl
 from melstream.shards import object_client
 from melstream.shards.remote_errors import explain
 from melstream.shards.remote_storage import MAX_REQUESTS, PART_BYTES
-from melstream.shards.storage import Storage, StorageError, open_storage
+from melstream.shards.storage import Storage, StorageError, UnansweredError, open_storage
 
 pytest_plugins = ["object_store"]
 
@@ -169,10 +169,10 @@ def test_what_never_works_ends_in_an_error(
 ) -> None:
     fault_proxy(faults)
     storage = bucket.open(timeout_s=SHORT_S)
-    with pytest.raises(StorageError, match=message) as caught:
+    with pytest.raises(UnansweredError, match=message) as caught:
         storage.read("shard")
     check_message(bucket, caught.value)
-    with pytest.raises(StorageError, match=message) as caught:
+    with pytest.raises(UnansweredError, match=message) as caught:
         write_in_blocks(storage, "shard", LARGE)
     check_message(bucket, caught.value)
 
@@ -239,6 +239,7 @@ def test_wrong_keys_are_refused(
     with pytest.raises(StorageError, match=r"access refused .*; set AWS_ACCESS_KEY_ID") as caught:
         OPERATIONS[operation](bucket.open())
     check_message(bucket, caught.value)
+    assert not isinstance(caught.value, UnansweredError)  # it would be refused again
     assert "wrong-secret" not in str(caught.value)
 
 
@@ -256,7 +257,7 @@ def test_an_endpoint_that_nobody_serves_is_named(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, but it does not listen
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        with pytest.raises(StorageError, match=r"no whole answer .*AWS_ENDPOINT_URL") as caught:
+        with pytest.raises(UnansweredError, match=r"no whole answer .*AWS_ENDPOINT_URL") as caught:
             OPERATIONS[operation](bucket.open(timeout_s=0.2))
     check_message(bucket, caught.value)
 
