@@ -16,7 +16,6 @@ from melstream.shards.manifest import write_manifest
 from melstream.shards.spec import PRESETS
 from melstream.shards.storage import open_storage
 from melstream.tools.compare import compare, inspect_against
-from melstream.tools.corpora import esc50
 from melstream.tools.inspect_leaks import _hashed, is_shared
 from melstream.tools.inspection import Comparison, Drift
 from melstream.tools.merge import merge
@@ -184,14 +183,18 @@ def test_clips_of_one_video_are_a_leak_between_corpora(
     assert recordings_shared(audioset, vggsound) == 2
 
 
-def test_a_corpus_says_by_itself_which_clips_are_of_one_recording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = named(tmp_path / "one", ["1-100032-A", "2-100033-A"], window_s=None, corpus="esc50")
-    other = named(tmp_path / "other", ["1-100032-B"], window_s=None, corpus="esc50")
-    assert recordings_shared(one, other) == 0
-    monkeypatch.setattr(esc50, "recording_of", lambda key: key[:-2], raising=False)
-    assert recordings_shared(one, other) == 1
+def test_excerpts_of_one_freesound_recording_are_a_leak_between_corpora(tmp_path: Path) -> None:
+    def of(corpus: str, *keys: str) -> Dataset:
+        return named(tmp_path / corpus, [*keys], window_s=None, corpus=corpus)
+
+    excerpts = of("esc50", "1-100032-A-0", "1-100032-B-0", "2-100210-A-36")
+    slices = of("urbansound8k", "100032-3-0-0", "100648-1-0-0")
+    whole = of("fsd50k", "100210", "64760")
+    assert recordings_shared(excerpts, slices) == 2
+    assert recordings_shared(excerpts, whole) == recordings_shared(whole, excerpts) == 1
+    assert recordings_shared(slices, whole) == 0
+    merge([excerpts, slices], open_storage(tmp_path / "merged"), lambda *_: None)
+    assert recordings_shared(open_dataset(tmp_path / "merged"), whole) == 1
 
 
 def test_other_features_are_told_and_bands_left_out(

@@ -126,8 +126,8 @@ def _recordings(dataset: Dataset) -> Ids:
 
 
 def _recording(key: str, readers: Sequence[Callable[[str], str]]) -> str:
-    """Return the recording of a key, if the corpora that it may be of agree on it; else the key."""
-    found = {recording_of(key) for recording_of in readers}
+    """Return the recording of a key, if the corpora that know its form agree; else the key."""
+    found = {recording_of(key) for recording_of in readers} - {key}
     return found.pop() if len(found) == 1 else key
 
 

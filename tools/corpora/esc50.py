@@ -16,6 +16,7 @@ on the other four: the folds are kept as splits.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ EXAMPLE = "melstream build esc50 ESC-50-master --out shards/esc50"
 METADATA = "meta/esc50.csv"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")
 N_FOLDS = 5
+_KEY = re.compile(r"[1-5]-([0-9]+)-[A-Z]-[0-9]+")
 DURATION_S = 5.0
 
 
@@ -64,6 +66,16 @@ def scan(
         splits=tuple(f"fold-{fold}" for fold in range(1, N_FOLDS + 1)),
     )
     return _only(listing, in_esc10) if esc10 else listing
+
+
+def recording_of(key: str) -> str:
+    """Say which Freesound recording a clip is from; FSD50K and UrbanSound8K name theirs so, too.
+
+    >>> recording_of("1-100032-A-0"), recording_of("dog")
+    ('100032', 'dog')
+    """
+    found = _KEY.fullmatch(key)
+    return found[1] if found else key
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Clip], tuple[str, ...], set[str]]:

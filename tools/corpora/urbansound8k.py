@@ -15,6 +15,7 @@ Published results are means over the ten folds as they are, each tested once: th
 kept as splits. A split of one's own puts excerpts of one recording on both sides.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ METADATA = "metadata/UrbanSound8K.csv"
 COLUMNS = ("slice_file_name", "start", "end", "fold", "classID", "class")
 N_FOLDS = 10
 N_CLASSES = 10
+_KEY = re.compile(r"([0-9]+)-[0-9]-[0-9]+-[0-9]+")
 
 
 def scan(
@@ -70,6 +72,16 @@ def scan(
         label_names=tuple(classes[number] for number in sorted(classes)),
         splits=tuple(f"fold-{fold}" for fold in range(1, N_FOLDS + 1)),
     )
+
+
+def recording_of(key: str) -> str:
+    """Say which Freesound recording an excerpt is from; ESC-50 and FSD50K name theirs so, too.
+
+    >>> recording_of("100032-3-0-0"), recording_of("dog")
+    ('100032', 'dog')
+    """
+    found = _KEY.fullmatch(key)
+    return found[1] if found else key
 
 
 def _parse_clip(row: dict[str, str]) -> Clip:
