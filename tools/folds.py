@@ -19,6 +19,7 @@ from .fold_results import FIGURES, SUMMARY_NAME, FoldResult, summarise
 from .parts import fold_parts
 from .recipe import FinetuneRecipe
 from .run_folder import VALIDATION_NAME
+from .text_tables import many
 
 
 def finetune_folds(
@@ -62,6 +63,9 @@ def finetune_folds(
             "flatters the figures; --set train.validate_every=0 takes the last weights",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
+    n_apart = int((dataset.index.split < 0).sum())
+    if n_apart:
+        console.print(f"{many(n_apart, 'clip')} of no split take no part", highlight=False)
     results = []
     for part in fold_parts(dataset):
         console.print(f"held out: {part.name}", style="bold", highlight=False)
