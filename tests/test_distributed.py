@@ -131,6 +131,24 @@ def test_a_signal_to_one_process_stops_both_one_step_later(story: Story) -> None
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_process_that_validates_stops_both(data: Path, tmp_path: Path) -> None:
+    """Three batches are left of the validation: it is not taken, and the run not over."""
+    words = ["--standalone", "--nproc-per-node", "2", TESTS / "torchrun_validation.py"]
+    verb = ["finetune", "demo-finetune", "--data", data, "--valid", data, "--device", "cpu"]
+    sets = ["model.preset=tiny", "train.steps=2", "optim.warmup_steps=1", "data.batch_size=4"]
+    sets = [word for override in sets for word in ("--set", override)]
+    command = [sys.executable, "-Im", "torch.distributed.run", *words, *verb]
+    done = subprocess.run(
+        [str(word) for word in (*command, "--out", tmp_path / "run", *sets)],
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "stopped at step 2, checkpoint written" in done.stdout
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
+    assert not any("valid/mAP" in entry for entry in entries(tmp_path / "run"))
+
+
+@pytest.mark.slow
 def test_one_and_two_processes_train_on_the_same_batches(story: Story, whole: Path) -> None:
     assert_same_figures(story.broken, whole)
 
