@@ -15,7 +15,8 @@ from melstream.model import AudioEncoder, EncoderConfig
 from melstream.shards.dataset import Dataset
 from melstream.tools import cli
 from melstream.tools.model_folder import ModelCard, write_model
-from melstream.tools.recipe import PretrainRecipe, load_recipe
+from melstream.tools.recipe import PretrainRecipe
+from melstream.tools.recipe_file import load_recipe
 
 PRETRAIN = ["pretrain", "demo-pretrain", "--out", "{tmp}/run", "--data"]
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from melstream.tools import demo, recipe
+from melstream.tools import demo, recipe_file
 from melstream.tools.cli import app
 
 
@@ -16,7 +16,7 @@ from melstream.tools.cli import app
 def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     def shortened(name: str, schema: Any, overrides: Any = ()) -> Any:
         short = ["train.steps=3", "optim.warmup_steps=1", "data.batch_size=4"]
-        return recipe.load_recipe(name, schema, [*overrides, *short])
+        return recipe_file.load_recipe(name, schema, [*overrides, *short])
 
     monkeypatch.setattr(demo, "load_recipe", shortened)
 

@@ -35,7 +35,8 @@ from melstream.tools.distributed import (
     join_world,
 )
 from melstream.tools.pretrain import pretrain
-from melstream.tools.recipe import PretrainRecipe, load_recipe
+from melstream.tools.recipe import PretrainRecipe
+from melstream.tools.recipe_file import load_recipe
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent

@@ -27,7 +27,8 @@ from melstream.tools.fold_results import FoldResult, print_folds, summarise
 from melstream.tools.folds import finetune_folds
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.parts import Part, part_of_splits
-from melstream.tools.recipe import FinetuneRecipe, load_recipe
+from melstream.tools.recipe import FinetuneRecipe
+from melstream.tools.recipe_file import load_recipe
 from melstream.tools.selection import Selection
 from melstream.tools.subset import subset
 

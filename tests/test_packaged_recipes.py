@@ -10,13 +10,8 @@ from melstream.model.objectives import build_objective
 from melstream.model.pretraining import PretrainingModel
 from melstream.model.tagger import Tagger
 from melstream.tools.finetune import learning_groups
-from melstream.tools.recipe import (
-    FinetuneRecipe,
-    PretrainRecipe,
-    as_toml,
-    load_recipe,
-    packaged_recipes,
-)
+from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe
+from melstream.tools.recipe_file import as_toml, load_recipe, packaged_recipes
 
 N_MELS, N_CLASSES = 64, 527
 NAMES = sorted(packaged_recipes())

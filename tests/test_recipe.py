@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from melstream.tools.recipe import (
-    FinetuneRecipe,
-    PretrainRecipe,
-    is_overridden,
-    load_recipe,
-    packaged_recipes,
-)
+from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe
+from melstream.tools.recipe_file import is_overridden, load_recipe, packaged_recipes
 
 
 def test_set_overrides_one_field() -> None:

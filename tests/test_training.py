@@ -33,7 +33,8 @@ from melstream.tools.evaluate import evaluate, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import ModelCard, load_encoder, load_tagger, write_model
 from melstream.tools.pretrain import pretrain
-from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+from melstream.tools.recipe import FinetuneRecipe, PretrainRecipe
+from melstream.tools.recipe_file import load_recipe
 from melstream.tools.train_step import Updater
 from melstream.tools.training import Result
 

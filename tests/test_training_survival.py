@@ -27,7 +27,8 @@ from melstream.tools import pretrain as pretrain_module
 from melstream.tools.finetune import finetune
 from melstream.tools.health import DeadRunError
 from melstream.tools.model_folder import load_encoder, load_tagger
-from melstream.tools.recipe import FinetuneRecipe, load_recipe
+from melstream.tools.recipe import FinetuneRecipe
+from melstream.tools.recipe_file import load_recipe
 from melstream.tools.train_step import Updater
 from melstream.tools.training import Result
 

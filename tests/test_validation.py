@@ -35,7 +35,8 @@ from melstream.tools.evaluate import Predictions, as_json, evaluate, predict
 from melstream.tools.finetune import finetune
 from melstream.tools.model_folder import load_tagger
 from melstream.tools.parts import Part
-from melstream.tools.recipe import FinetuneRecipe, load_recipe
+from melstream.tools.recipe import FinetuneRecipe
+from melstream.tools.recipe_file import load_recipe
 from melstream.tools.run_summary import read_run
 
 

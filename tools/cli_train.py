@@ -84,7 +84,8 @@ def pretrain(
     On several GPUs: `torchrun --nproc-per-node 8 --max-restarts 3 --no-python melstream
     pretrain …`
     """
-    from .recipe import PretrainRecipe, as_toml, load_recipe
+    from .recipe import PretrainRecipe
+    from .recipe_file import as_toml, load_recipe
 
     config = load_recipe(recipe, PretrainRecipe, overrides or ())
     if print_config:
@@ -146,7 +147,8 @@ def finetune(
     Five folds: `melstream finetune finetune-esc50 --folds --data shards/esc50 --encoder
     runs/pretrain --out runs/esc50`
     """
-    from .recipe import FinetuneRecipe, as_toml, is_overridden, load_recipe
+    from .recipe import FinetuneRecipe
+    from .recipe_file import as_toml, is_overridden, load_recipe
 
     config = load_recipe(recipe, FinetuneRecipe, overrides or ())
     if print_config:
@@ -154,13 +156,7 @@ def finetune(
         return
     data, out = _required(data, out)
     place = only(data)
-    if folds and (valid or split or valid_split):
-        raise ValueError(
-            "`--folds` holds out each split of --data in turn; leave --valid, --split and "
-            "--valid-split out"
-        )
-    if valid and valid_split:
-        raise ValueError("`--valid` and `--valid-split` both say what to validate on; give one")
+    _require_one_measure(folds=folds, valid=valid, splits=split, valid_splits=valid_split)
     every, is_measured = config.train.validate_every, folds or valid or valid_split
     if every and not is_measured and is_overridden("train.validate_every", overrides or ()):
         raise ValueError(
@@ -168,10 +164,10 @@ def finetune(
             "--valid-split, or leave it out"
         )
     _require_no_sizes(encoder, overrides)
-    from ..shards.dataset import open_dataset
     from .finetune import finetune as run
     from .folds import finetune_folds
     from .parts import part_of_splits
+    from .training_data import open_data
 
     with _world(device) as (world, console):
         how: dict[str, Any] = {
@@ -186,8 +182,26 @@ def finetune(
         else:
             part = None
             if split or valid_split:
-                part = part_of_splits(open_dataset(place), split or (), valid_split or ())
+                (dataset,) = open_data(place, config.data)
+                part = part_of_splits(dataset, split or (), valid_split or ())
             _finish_run(out, run(config, place, out, valid=valid, part=part, **how), world)
+
+
+def _require_one_measure(
+    *, folds: bool, valid: str | None, splits: list[str] | None, valid_splits: list[str] | None
+) -> None:
+    """Refuse options that each say what to measure on.
+
+    Raises:
+        ValueError: several of them were given.
+    """
+    if folds and (valid or splits or valid_splits):
+        raise ValueError(
+            "`--folds` holds out each split of --data in turn; leave --valid, --split and "
+            "--valid-split out"
+        )
+    if valid and valid_splits:
+        raise ValueError("`--valid` and `--valid-split` both say what to validate on; give one")
 
 
 def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path]:

@@ -30,7 +30,8 @@ from .inspect import inspect_dataset
 from .inspect_page import print_inspection
 from .pretrain import pretrain
 from .progress import progress
-from .recipe import FinetuneRecipe, PretrainRecipe, load_recipe
+from .recipe import FinetuneRecipe, PretrainRecipe
+from .recipe_file import load_recipe
 from .training import Result
 
 PRETRAIN_RECIPE = "demo-pretrain"

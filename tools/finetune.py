@@ -18,15 +18,19 @@ from ..model.optim import parameter_groups
 from ..model.tagger import Tagger
 from ..pipeline.batch import Batch
 from ..shards.dataset import Dataset
-from ..shards.errors import DatasetError, listed
 from .distributed import World
 from .evaluate import predict, warn_of_cut_clips, write_report
-from .inspect_leaks import is_shared
+from .finetune_checks import (
+    require_labels,
+    require_same_labels,
+    tell_of_padding,
+    warn_of_frozen_noise,
+    warn_of_leak,
+)
 from .model_folder import ModelCard, load_encoder, load_tagger, require_features, weights_digest
 from .parts import Part
 from .recipe import FinetuneRecipe
 from .run_folder import HEADLINE, VALIDATION_NAME
-from .text_tables import many
 from .train_step import Learner
 from .training import Result, Trainer, finish_run
 from .training_data import (
@@ -79,11 +83,11 @@ def finetune(
     require_wandb(recipe.train.wandb_project)
     (dataset,) = open_data(data, recipe.data)
     chosen = None if part is None else part.train
-    _require_labels(dataset, recipe.tagger.task, chosen)
+    require_labels(dataset, recipe.tagger.task, chosen)
     held_out, rows = _held_out(recipe, dataset, valid, part, console)
     if held_out is not None:
-        _require_labels(held_out, recipe.tagger.task, rows)
-        _warn_of_leak(held_out, rows, dataset, chosen, console)
+        require_labels(held_out, recipe.tagger.task, rows)
+        warn_of_leak(held_out, rows, dataset, chosen, console)
         if world.is_main:
             warn_of_cut_clips(held_out, rows)
     if part is None and len(dataset.used_splits) > 1:
@@ -95,7 +99,7 @@ def finetune(
             soft_wrap=True,
         )
     if encoder_path is None:
-        _warn_of_frozen_noise(recipe, console)
+        warn_of_frozen_noise(recipe, console)
     tagger, card = _build(recipe, dataset, encoder_path, part)
     start = None if encoder_path is None else weights_digest(tagger.encoder)
     tagger.to(world.device)
@@ -103,7 +107,7 @@ def finetune(
         [dataset], recipe, stride=card.encoder.stride, min_frames=1,
         chosen=chosen, world=world, console=console,
     )  # fmt: skip
-    _tell_of_padding(recipe, dataset, chosen, console)
+    tell_of_padding(recipe, dataset, chosen, console)
     config = run_config(recipe.model_dump(mode="json"), order, card.features)
     config |= {"trained_on": card.trained_on, "part": None if part is None else part.name}
     config |= {"valid": None if held_out is None else held_out.manifest.fingerprint}
@@ -137,7 +141,7 @@ def _held_out(
         return dataset, part.held_out
     if valid is not None:
         (held_out,) = open_data(valid, recipe.data)
-        _require_same_labels(held_out, dataset)
+        require_same_labels(held_out, dataset)
         return held_out, None
     if recipe.train.stop_after:
         raise ValueError(
@@ -152,65 +156,6 @@ def _held_out(
             soft_wrap=True,
         )
     return None, None
-
-
-def _warn_of_leak(
-    held_out: Dataset,
-    rows: npt.NDArray[np.int64] | None,
-    dataset: Dataset,
-    chosen: npt.NDArray[np.int64] | None,
-    console: Console,
-) -> None:
-    """Say how many of the clips to validate on, rows of a data set, are learnt from."""
-    shared = is_shared(held_out, dataset, slice(None) if chosen is None else chosen)
-    shared = shared if rows is None else shared[rows]
-    n_shared = int(shared.sum())
-    if n_shared:
-        console.print(
-            f"warning: {n_shared:,} of {many(len(shared), 'clip')} to validate on are learnt from "
-            "too, by key, audio or recording, which flatters the figures; 'melstream subset "
-            "--not-in' leaves them out, --split and --valid-split take splits of a data set",
-            style="yellow", highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-
-
-def _warn_of_frozen_noise(recipe: FinetuneRecipe, console: Console) -> None:
-    """Say what of a body from scratch does not learn, though it knows nothing yet."""
-    resting = []
-    if recipe.n_frozen_steps:
-        resting.append(
-            f"for {recipe.n_frozen_steps} steps only the head learns, on a body of random weights "
-            "(--set finetune.freeze_body_steps=0)"
-        )
-    if recipe.finetune.freezes_feature_encoder:
-        resting.append(
-            "the feature encoder stays random (--set finetune.freezes_feature_encoder=false)"
-        )
-    if resting:
-        console.print(
-            f"warning: no --encoder: {', and '.join(resting)}; give --encoder, or that",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _tell_of_padding(
-    recipe: FinetuneRecipe,
-    dataset: Dataset,
-    chosen: npt.NDArray[np.int64] | None,
-    console: Console,
-) -> None:
-    """Say that no clip, of the chosen ones if any, fills a crop."""
-    duration_s = dataset.index.duration_s if chosen is None else dataset.index.duration_s[chosen]
-    longest_s = float(duration_s.max())
-    if longest_s < recipe.data.crop_s / 1.5:
-        console.print(
-            f"no clip fills a crop of {recipe.data.crop_s:g} s, the longest has {longest_s:.3g} s: "
-            f"the rest is padding, which takes time; --set data.crop_s={longest_s:.2g}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _build(
@@ -366,42 +311,3 @@ def learning_groups(tagger: Tagger, recipe: FinetuneRecipe) -> list[dict[str, An
         parts = [tagger.encoder.feature_encoder, *parts]
     body = parameter_groups(nn.ModuleList(parts), recipe.optim.lr, decay)
     return head + [group | {"frozen_steps": recipe.n_frozen_steps} for group in body]
-
-
-def _require_same_labels(held_out: Dataset, dataset: Dataset) -> None:
-    """Refuse a validation set that a model of the training set cannot be measured on."""
-    dataset.manifest.features.require_same(held_out.manifest.features, held_out.url)
-    unknown = set(held_out.manifest.label_names) - set(dataset.manifest.label_names)
-    if unknown or not held_out.manifest.label_names:
-        found = f"{listed(sorted(unknown))} beside them" if unknown else "none"
-        raise DatasetError(
-            f"{held_out.url} must have labels among those of {dataset.url}, found {found}; "
-            "build both with one label list"
-        )
-
-
-def _require_labels(dataset: Dataset, task: str, rows: npt.NDArray[np.int64] | None = None) -> None:
-    """Refuse clips that can neither teach the task nor measure it; None: all of a data set."""
-    if not dataset.manifest.label_names:
-        raise DatasetError(
-            f"{dataset.url} has no labels; build it from a labelled corpus, a csv one with "
-            "--label-column"
-        )
-    rows = np.arange(len(dataset)) if rows is None else rows
-    counts = np.diff(dataset.index.label_indptr)[rows]
-    if not counts.any():
-        raise DatasetError(
-            f"{dataset.url} must have labels on some of the clips that are learnt from, and of "
-            "those that are held out, found none"
-        )
-    if task != "single_label":
-        return
-    if (counts != 1).any():
-        place = int(np.flatnonzero(counts != 1)[0])
-        first = dataset.key(int(rows[place]))
-        raise DatasetError(
-            f'tagger.task = "single_label" needs one label per clip, {int((counts != 1).sum())} of '
-            f"{len(counts)} clips have another number (first: {first}, {counts[place]}); "
-            'leave unlabelled ones out (melstream subset --where "n_labels>=1"), or use '
-            '"multi_label"'
-        )

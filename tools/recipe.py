@@ -2,18 +2,12 @@
 
     melstream pretrain demo-pretrain --data shards/train --out runs/pretrain --set optim.lr=3e-4
 
-A recipe is a packaged name or a path. An unknown key is an error that lists the valid ones.
+The sections and their fields; ``recipe_file`` reads and writes them.
 """
 
-import difflib
-import tomllib
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..model.augment import AugmentConfig
 from ..model.encoder import PRESETS, EncoderConfig
@@ -26,6 +20,7 @@ from ..pipeline.shard_cache import CacheConfig
 from ..pipeline.weights import WeightConfig
 from ..shards.storage import DEFAULT_TIMEOUT_S
 from .health import HealthConfig
+from .recipe_errors import validated
 
 
 class _Section(BaseModel):
@@ -89,7 +84,7 @@ class ModelConfig(_Section):
                 f"`model.preset` must be one of {', '.join(PRESETS)}, found {self.preset!r}"
             )
         fields = PRESETS[self.preset].model_dump() | self.overrides | {"n_mels": n_mels}
-        return _validate(EncoderConfig, fields, where="model.overrides")
+        return validated(EncoderConfig, fields, where="model.overrides")
 
 
 class ObjectiveConfig(_Section):
@@ -212,7 +207,7 @@ class PretrainRecipe(Recipe):
     @model_validator(mode="after")
     def _knows_its_objective(self) -> Self:
         config_class, _ = find_objective(self.objective.name)
-        _validate(config_class, self.objective.options, where="objective.options")
+        validated(config_class, self.objective.options, where="objective.options")
         return self
 
     @model_validator(mode="after")
@@ -301,111 +296,3 @@ class FinetuneRecipe(Recipe):
                 f"{self.train.steps // 10}"
             )
         return self
-
-
-RecipeT = TypeVar("RecipeT", bound=BaseModel)
-
-
-def packaged_recipes() -> dict[str, str]:
-    """Return the recipes that ship: name -> TOML text."""
-    folder = resources.files("melstream.tools") / "recipes"
-    files = (file for file in folder.iterdir() if file.name.endswith(".toml"))
-    return {file.name.removesuffix(".toml"): file.read_text() for file in files}
-
-
-def load_recipe(name: str, schema: type[RecipeT], overrides: Sequence[str] = ()) -> RecipeT:
-    """Read a recipe and apply ``--set`` overrides.
-
-    Args:
-        name: a packaged recipe, or the path of a TOML file.
-        schema: what it has to be.
-        overrides: ``section.field=value``, values written as in TOML (bare words are strings).
-
-    Raises:
-        ValueError: no such recipe, not TOML, an unknown key, or a value that does not fit.
-    """
-    try:
-        content = tomllib.loads(_recipe_text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"recipe {name} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(content, override)
-    return _validate(schema, content, where=f"recipe {name}")
-
-
-def as_toml(recipe: Recipe) -> str:
-    """Write a recipe as the file that ``load_recipe`` reads; what is none is left out."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-
-
-def is_overridden(field: str, overrides: Sequence[str]) -> bool:
-    """Say whether one of the ``--set`` overrides gives this field, or the section it is in.
-
-    >>> is_overridden("train.seed", ["train.seed = 3"]), is_overridden("train.seed", ["train.s=3"])
-    (True, False)
-    """
-    paths = (override.partition("=")[0].strip() for override in overrides)
-    return any(f"{field}.".startswith(f"{path}.") for path in paths)
-
-
-def _recipe_text(name: str) -> str:
-    packaged = packaged_recipes()
-    if name in packaged:
-        return packaged[name]
-    if not Path(name).is_file():
-        raise ValueError(
-            f"no recipe {name!r}: give the path of a TOML file, or one of "
-            f"{', '.join(sorted(packaged))}"
-        )
-    return Path(name).read_text()
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path.strip():
-        raise ValueError(f"`--set` takes section.field=value, found {override!r}")
-    *sections, field = path.strip().split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"`--set {override}`: {section!r} is a value, not a section")
-    content[field] = _parse_value(text.strip())
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _validate(schema: type[RecipeT], content: dict[str, Any], *, where: str) -> RecipeT:
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        problems = [_explain(schema, e["loc"], e["type"], e["msg"]) for e in error.errors()]
-        raise ValueError(f"{where}: " + "; ".join(problems)) from error
-
-
-def _explain(
-    schema: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str
-) -> str:
-    path = ".".join(str(part) for part in location)
-    if kind == "value_error":  # our own words, which name the fields
-        return message.removeprefix("Value error, ")
-    if kind == "missing" and len(location) == 1 and issubclass(schema, Recipe):
-        return f"`[{path}]` is missing: --print-config writes a whole recipe to start from"
-    if kind != "extra_forbidden":
-        return f"`{path}`: {message[0].lower()}{message[1:]}"
-    valid = sorted(_fields_at(schema, location[:-1]))
-    close = difflib.get_close_matches(str(location[-1]), valid, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
-    return f"unknown key `{path}`{hint} (valid keys there: {', '.join(valid)})"
-
-
-def _fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    for part in location:
-        annotation = schema.model_fields[str(part)].annotation
-        kinds = [annotation, *get_args(annotation)]
-        schema = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
-    return list(schema.model_fields)
