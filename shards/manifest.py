@@ -27,6 +27,7 @@ from .storage import Storage
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
+ADOPTED = "index"  # stands as the corpus of tars that ``melstream index`` found ready made
 CLAIM_NAME = ".build/plan.json"  # says which build an unfinished data set is
 RETRY_NAME = ".build/retry"  # says that shards are being added to a finished one, and which
 MAX_MANIFEST_BYTES = 256 * 2**20  # a million shards need about 150 MB

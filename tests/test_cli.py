@@ -50,6 +50,18 @@ def test_version_and_help_need_no_torch() -> None:
     subprocess.run([sys.executable, "-Ic", code], check=True)
 
 
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_a_look_at_a_data_set_needs_neither_torch_nor_numba(
+    small_dataset: Dataset, verb: str
+) -> None:
+    code = (
+        "import sys; from melstream.tools.cli import app; "
+        f"app({[verb, small_dataset.url]}, standalone_mode=False); "
+        "assert 'torch' not in sys.modules and 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-Ic", code], check=True, capture_output=True)
+
+
 def test_every_verb_has_help(melstream: Callable[..., tuple[int, str, str]]) -> None:
     verbs = ["inspect", "show", "verify", "index", "subset", "merge", "export-lhotse"]
     verbs += ["pretrain", "finetune", "evaluate", "embed", "export", "demo"]

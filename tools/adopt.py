@@ -21,7 +21,7 @@ import xxhash
 from ..shards.errors import DatasetError, ShardError, listed
 from ..shards.index import Index, concatenate
 from ..shards.keys import MAX_KEY_BYTES, make_key
-from ..shards.manifest import MANIFEST_NAME, BuildSettings, Manifest, ShardEntry
+from ..shards.manifest import ADOPTED, MANIFEST_NAME, BuildSettings, Manifest, ShardEntry
 from ..shards.rows import UNKNOWN, Row, Span, rows_index
 from ..shards.spec import FeatureSpec
 from ..shards.storage import Storage
@@ -40,7 +40,6 @@ from .band_sums import BandSums
 from .finish import common_fields, finish, renumbered, repeated_keys
 from .progress import Report
 
-CORPUS = "index"  # what the manifest names as the corpus
 TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,190}\.tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 IGNORED_KIND = "no sample"  # members that no WebDataset reader makes a sample of
@@ -303,7 +302,7 @@ class _Adopter:
         names = [self._logmel_field, self._label_field, settings.makes_keys]
         content = [settings.features.hash, names, [entry.sha256 for entry in self._entries]]
         return BuildSettings(
-            corpus=CORPUS,
+            corpus=ADOPTED,
             plan_hash=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
             min_duration_s=0.0,
             max_shard_samples=max(entry.n_samples for entry in self._entries),

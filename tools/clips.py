@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ..shards.dataset import Dataset
 from ..shards.errors import ShardError
 from ..shards.keys import make_key
+from ..shards.manifest import ADOPTED
 from ..shards.rows import FIGURES
 from ..shards.writer import SampleInfo
-from .adopt import CORPUS
 from .corpora.names import stem_of
 from .inspection import Clip, SampleCheck
 
@@ -151,7 +151,7 @@ def _info_problems(dataset: Dataset, row: int) -> Iterator[str]:
     if info is None:
         return
     labels = {dataset.manifest.label_names[i] for i in index.labels(row)}
-    is_adopted = CORPUS in dataset.manifest.build.corpus  # its labels may be of another field
+    is_adopted = ADOPTED in dataset.manifest.build.corpus  # its labels may be of another field
     if labels != set(info.labels) and not is_adopted:
         yield f"{key}: its labels must be {labels} by the index, found {info.labels} in its json"
     for name in FIGURES:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..shards.storage import Storage
-from .build_job import Reject
 from .corpora.corpus import Clip, Listing
+
+if TYPE_CHECKING:  # builds need Numba, and `inspect` reads coverage without it
+    from .build_job import Reject
 
 COVERAGE_NAME = "coverage.json"
 _WRITTEN, _REJECTED, _MISSING = range(3)
@@ -99,7 +101,7 @@ class Coverage:
         return "".join(f"{name}\n" for name in self.missing_ids)
 
 
-def measure_coverage(listing: Listing, rejects: Iterable[Reject]) -> Coverage:
+def measure_coverage(listing: Listing, rejects: "Iterable[Reject]") -> Coverage:
     """Count what became of each clip of a listing.
 
     Args:
