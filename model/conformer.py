@@ -8,6 +8,7 @@ encoding: order comes from the convolutions. Biases are everywhere.
 Legend: B batch, S latent steps, D model width, H heads.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .dropout import add_dropout, attention, feed_forward
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class ConformerBlock(nn.Module):
@@ -133,9 +136,7 @@ def depthwise_convolution(
     backward of 8 x 250 steps of width 256, kernel 15: 1.3 ms against 4.7 ms along the width,
     which on an AMD EPYC took a third of ``nn.Conv1d``'s time.
 
-    Where ``torch.compile`` makes kernels for a GPU, the sum is written out and becomes one of
-    them: cuDNN's takes six times as long with channels last (PyTorch's pull request 175280,
-    kernel 3, forward: 1.07 ms against 0.18 ms).
+    On an NVIDIA GPU kernels of our own do it: PyTorch's take several times as long there.
 
     Args:
         x: floating, shape (B, S, D).
@@ -145,28 +146,18 @@ def depthwise_convolution(
     Returns:
         Floating, shape (B, S, D).
     """
-    reach = weight.shape[3] // 2
-    if x.device.type != "cpu" and torch.compiler.is_compiling():
-        padded = F.pad(x, (0, 0, reach, reach))
-        return sum_of_shifted(padded, weight.flatten(1).to(x.dtype), bias.to(x.dtype))
+    if x.is_cuda and _HAS_TRITON:
+        from .depthwise_gpu import convolve  # with Triton it takes a second or two to load
+
+        return convolve(x.contiguous(), weight.flatten(1).T.contiguous(), bias)
     out = F.conv2d(
         x.unsqueeze(2).permute(0, 3, 1, 2),  # (B, D, S, 1)
         weight.transpose(2, 3),  # (D, 1, K, 1)
         bias,
-        padding=(reach, 0),
+        padding=(weight.shape[3] // 2, 0),
         groups=len(weight),
     )
     return out.permute(0, 2, 3, 1).squeeze(2)
-
-
-def sum_of_shifted(
-    padded: Float[Tensor, "B padded D"], weight: Float[Tensor, "D K"], bias: Float[Tensor, " D"]
-) -> Float[Tensor, "B S D"]:
-    """Compute the convolution of padded steps, one tap of the kernels after the other."""
-    n_steps = padded.shape[1] - weight.shape[1] + 1
-    for k, tap in enumerate(weight.unbind(1)):
-        bias = bias + padded[:, k : k + n_steps] * tap
-    return bias
 
 
 class SampleNorm(nn.Module):

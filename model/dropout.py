@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _LEVELS = 256  # of a random byte
 _CHUNK_BYTES = 2 << 20  # of attention weights at once: what a core's second cache holds
+_INT32 = torch.iinfo(torch.int32)
 _FAR_BELOW = 1e4  # SiLU and its slope are 0 there, to the last bit
 
 
@@ -42,7 +43,7 @@ def add_dropout(
         Floating, of that shape.
     """
     if not dropout or _has_fast_kernels(x):
-        return torch.add(x, F.dropout(y, dropout), alpha=scale)
+        return torch.add(x, _drop(y, dropout), alpha=scale)
     return _AddDropout.apply(x, y, dropout, scale / (1 - dropout))  # type: ignore[no-any-return]
 
 
@@ -78,7 +79,7 @@ def feed_forward(
         Floating, shape (B, S, outer).
     """
     if not dropout or _has_fast_kernels(x):
-        return narrow(F.dropout(F.silu(widen(x)), dropout))
+        return narrow(_drop(F.silu(widen(x)), dropout))
     inputs = x, widen.weight, widen.bias, narrow.weight, narrow.bias
     if torch.is_autocast_enabled("cpu"):
         inputs = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in inputs)
@@ -224,6 +225,31 @@ def none_if_all_valid(padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, 
 
 def _has_fast_kernels(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _drop(y: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
+    """Compute ``F.dropout(y, p)``.
+
+    Where ``torch.compile`` makes the kernels, zeros come from a hash of the element's number
+    and two draws. Its own generator takes ten rounds per element, which on a GPU is longer than
+    reading and writing it; and of a hash the backward pass needs the draws alone, no mask.
+
+    Source:
+        Wellons 2018, https://nullprogram.com/blog/2018/07/31/ (``lowbias32``).
+    """
+    if not p or torch.compiler.is_exporting() or not torch.compiler.is_compiling():
+        return F.dropout(y, p)
+    first, second = torch.randint(_INT32.min, _INT32.max, (2,), device=y.device, dtype=torch.int32)
+    numbers = torch.arange(y.numel(), device=y.device, dtype=torch.int32).view(y.shape)
+    is_kept = _hash(numbers ^ first, second) >= math.floor(_INT32.min + p * 2**32)
+    return torch.where(is_kept, y / (1 - p), 0.0)
+
+
+def _hash(x: Int32[Tensor, "..."], salt: Int32[Tensor, ""]) -> Int32[Tensor, "..."]:
+    """Mix all bits; shifts of signed numbers have to be cleared of the sign."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF) ^ salt) * (0x846CA68B - 2**32)
+    return x ^ (x >> 16 & 0xFFFF)
 
 
 def _draw(shape: torch.Size, p: float) -> tuple[UInt8[Tensor, "..."], int]:

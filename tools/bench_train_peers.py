@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..model.encoder import ContextEncoder, EncoderConfig
 from .bench_train import TrainSettings, timed
+from .train_step import COMPILER_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _step(
     module: nn.Module, forward: Callable[[nn.Module], Tensor], settings: TrainSettings
 ) -> Callable[[], None]:
     module.to(settings.device).train()
-    runs = torch.compile(module) if settings.compiles else module
+    runs = torch.compile(module, options=COMPILER_OPTIONS) if settings.compiles else module
 
     def step() -> None:
         with settings.autocast():

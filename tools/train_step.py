@@ -26,6 +26,10 @@ from .distributed import World
 from .recipe import TrainConfig
 
 _SEED_BITS = 63  # torch takes 64 with a sign
+# Norms' gradients of scale and offset in kernels of their own: those that also give the gradient
+# of the input leave so many partial sums that adding these up takes longer. measured: 2026-11-27,
+# H200, two blocks of CF-L, 64 x 250 steps, forward and backward: 5.28 ms against 5.53 ms.
+COMPILER_OPTIONS: dict[str, str | int | bool] = {"triton.mix_order_reduction": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Updater:
         self._frozen: tuple[bool, ...] | None = None
         self._parallel: nn.Module = learner.module
         if train.compile:
-            learner.module.compile()
+            learner.module.compile(options=COMPILER_OPTIONS)
 
     def train_mode(self, step: int) -> None:
         """Switch dropout on, but not in a body that rests at this step."""

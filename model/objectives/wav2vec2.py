@@ -237,8 +237,12 @@ def _equal_rows(x: Float32[Tensor, "B M D"] | Int[Tensor, "B M D"]) -> Bool[Tens
 
 
 def _odd_numbers(n: int, device: torch.device) -> Int64[Tensor, " n"]:
-    """Give n unrelated odd numbers of 64 bits: SplitMix64 of 1 to n."""
-    x = torch.arange(1, n + 1, device=device) * _GOLDEN
+    """Give n unrelated odd numbers of 64 bits: SplitMix64's mixing of 0 to n - 1.
+
+    A number is not multiplied first, as there: ``torch.compile`` takes that for the place of an
+    element, and kernels for a GPU count those in 32 bits.
+    """
+    x = torch.arange(n, device=device) ^ _GOLDEN
     x = (x ^ (x >> 30)) * _MIX_1
     x = (x ^ (x >> 27)) * _MIX_2
     return x | 1
