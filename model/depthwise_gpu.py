@@ -90,9 +90,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @triton_op("melstream::depthwise_convolution_backward", mutates_args={})
-def convolve_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+def convolve_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Give the gradients of ``x`` and, in float32, of the K taps; the bias's is the next row."""
     n_samples, n_steps, n_channels = x.shape
     to_x = _launch(gradient, weight, weight, is_flipped=True)

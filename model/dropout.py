@@ -3,8 +3,8 @@
 Torch draws one random number per element and reads and writes masks of floats. On a CPU
 that takes longer than the matrix products around it, so there one random number serves
 eight elements, masks are folded into what is computed anyway, and the backward pass
-makes again what is cheaper to make than to keep. Other devices, and graphs that
-``torch.compile`` or ``torch.export`` trace, take torch's own kernels.
+makes again what is cheaper to make than to keep. Other devices and exported graphs take
+torch's own kernels; in graphs that ``torch.compile`` traces a hash draws the zeros.
 
 measured: 2026-11-26, 2 cores of an Intel Xeon (AVX-512), torch 2.11, forward and backward
 of a CF-S encoder on 8 x 250 steps, in alternation: 1.13 s against 1.30 s with masks kept as
@@ -231,8 +231,9 @@ def _drop(y: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     """Compute ``F.dropout(y, p)``.
 
     Where ``torch.compile`` makes the kernels, zeros come from a hash of the element's number
-    and two draws. Its own generator takes ten rounds per element, which on a GPU is longer than
-    reading and writing it; and of a hash the backward pass needs the draws alone, no mask.
+    and two draws: its own generator takes ten rounds per element, which on a GPU is longer than
+    reading and writing it. measured: 2026-11-27, H200, SiLU and dropout of 64 x 250 steps of
+    width 1,024 in bfloat16, one kernel: 28 to 34 us against 66 us.
 
     Source:
         Wellons 2018, https://nullprogram.com/blog/2018/07/31/ (``lowbias32``).

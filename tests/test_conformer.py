@@ -9,8 +9,6 @@ from melstream.model.conformer import (
     Convolution,
     SampleNorm,
     SelfAttention,
-    depthwise_convolution,
-    sum_of_shifted,
 )
 
 TOLERANCE = 1e-5  # float32, other order of the same sums
@@ -74,25 +72,6 @@ def test_a_depthwise_gradient_lies_as_its_weight_does(x: torch.Tensor) -> None:
     weight = convolution.depthwise.weight
     assert weight.grad is not None
     assert weight.grad.stride() == weight.stride()
-
-
-@pytest.mark.parametrize("kernel_size", [1, 5, 31])
-def test_the_sum_that_a_gpu_compiles_is_the_convolution(kernel_size: int) -> None:
-    shapes = (3, 11, 16), (16, 1, 1, kernel_size), (16,)
-    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    x, weight, bias = inputs
-    reach = kernel_size // 2
-    padded = nn.functional.pad(x, (0, 0, reach, reach))
-    found = sum_of_shifted(padded, weight.flatten(1), bias)
-    expected = depthwise_convolution(x, weight, bias)
-    torch.testing.assert_close(found, expected)
-    gradient = torch.randn_like(found)
-    for one, other in zip(
-        torch.autograd.grad(found, inputs, gradient),
-        torch.autograd.grad(expected, inputs, gradient),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
 
 
 @torch.no_grad()

@@ -123,7 +123,48 @@ def test_attention_without_a_valid_step_is_finite() -> None:
     assert x.grad.isfinite().all()
 
 
-def test_a_traced_graph_takes_torchs_own_kernels() -> None:
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw as in a compiled graph."""
+    monkeypatch.setattr(dropout_module, "_has_fast_kernels", lambda _: True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+@pytest.mark.usefixtures("hashed")
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_a_compiled_graph_drops_the_share(p: float) -> None:
+    torch.manual_seed(0)
+    out = torch.stack([dropped(torch.ones(100, 100), p) for _ in range(100)])
+    share = (out == 0).float().mean((1, 2))
+    # assumption: five standard deviations of a mean of a million, three of that of means
+    assert float(share.mean()) == pytest.approx(p, abs=5 * (p * (1 - p)) ** 0.5 / 1e3)
+    assert float(share.std()) == pytest.approx((p * (1 - p)) ** 0.5 / 1e2, rel=0.3)
+    assert out.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
+
+
+@pytest.mark.usefixtures("hashed")
+def test_a_compiled_graph_draws_elements_and_calls_by_themselves() -> None:
+    torch.manual_seed(0)
+    zeros = torch.stack([(dropped(torch.ones(64, 256)) == 0).float() for _ in range(60)])
+    centred = zeros - zeros.mean()
+    for shift in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 2), (0, 0, 128), (1, 0, 1)]:
+        product = centred * centred.roll(shift, (0, 1, 2))
+        # assumption: five standard deviations of a mean of a million
+        assert abs(float(product.mean())) < 5 * P * (1 - P) / zeros.numel() ** 0.5
+    per_place = zeros.mean(0).var() / (P * (1 - P) / len(zeros))
+    assert float(per_place) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_drops_the_same_backwards() -> None:
+    x = torch.ones(40, 64, requires_grad=True)
+    out = torch.compile(dropped, backend="aot_eager", fullgraph=True)(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, out)
+    assert 0 < int((out == 0).sum()) < out.numel()
+
+
+def test_an_exported_graph_takes_torchs_own_kernels() -> None:
     block = ConformerBlock(8, n_heads=2, ffn_dim=16, kernel_size=3, dropout=P)
     traced = torch.export.export(block, (torch.ones(2, 4, 8), None))
     assert any("dropout" in str(node.target) for node in traced.graph.nodes)

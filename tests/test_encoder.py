@@ -212,7 +212,7 @@ def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_graph_for_a_gpu_leaves_the_depthwise_convolution_to_the_compiler() -> None:
+def test_a_graph_for_a_gpu_takes_our_own_depthwise_convolution() -> None:
     operations: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
@@ -225,7 +225,8 @@ def test_a_graph_for_a_gpu_leaves_the_depthwise_convolution_to_the_compiler() ->
             encoder, logmel = AudioEncoder(CONFIG).train(), torch.empty(3, 42, 8)
         torch.compile(encoder, backend=backend, fullgraph=True)(logmel)
     assert [operation for operation in operations if "scaled_dot_product" in operation]
-    assert not [operation for operation in operations if "conv" in operation]
+    convolutions = [operation for operation in operations if "conv" in operation]
+    assert convolutions == CONFIG.n_layers * ["melstream.depthwise_convolution.default"]
 
 
 @torch.no_grad()

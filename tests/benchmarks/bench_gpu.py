@@ -42,6 +42,7 @@ from melstream.tools.bench_train import (
 )
 from melstream.tools.bench_train_peers import bench_encoders, print_encoder_times
 from melstream.tools.pretrain import pretraining_losses
+from melstream.tools.train_step import COMPILER_OPTIONS
 
 CONSOLE = Console(width=150, highlight=False, markup=False)
 N_ROUNDS, N_LAUNCHES = 10, 20
@@ -127,7 +128,7 @@ def loss_and_gradient(
 ) -> tuple[float, Tensor]:
     """Take one forward and backward pass; the gradients of all parameters in one vector."""
     model.to(settings.device).train()
-    runs = torch.compile(model) if settings.compiles else model
+    runs = torch.compile(model, options=COMPILER_OPTIONS) if settings.compiles else model
     model.zero_grad(set_to_none=True)
     with settings.autocast():
         loss = pretraining_losses(runs, batch.to(settings.device))["loss"]
@@ -183,11 +184,12 @@ def convolutions() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
         return out.permute(0, 2, 3, 1).squeeze(2)
 
     return {
-        "channels last": depthwise_convolution,
+        "melstream": depthwise_convolution,
+        "channels last": channels_last,
         "channels first, with both copies": channels_first,
+        "melstream, compiled": torch.compile(depthwise_convolution, dynamic=False),
         "channels last, compiled": torch.compile(channels_last, dynamic=False),
         "channels first, compiled": torch.compile(channels_first, dynamic=False),
-        "as the model compiles it": torch.compile(depthwise_convolution, dynamic=False),
     }
 
 
