@@ -94,7 +94,7 @@ def convolve_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tens
     """Give the gradients of ``x`` and, in float32, of the K taps; the bias's is the next row."""
     n_samples, n_steps, n_channels = x.shape
     to_x = _launch(gradient, weight, weight, is_flipped=True)
-    n_rows = triton.next_power_of_2(len(weight) + 1)
+    n_rows = 1 << len(weight).bit_length()  # above the number of taps, as Triton wants it
     partial = torch.empty(n_samples, n_rows, n_channels, device=x.device, dtype=torch.float32)
     wrap_triton(_correlate)[n_samples, triton.cdiv(n_channels, _CHANNELS)](
         x, gradient, partial, n_steps, n_channels,
@@ -127,4 +127,4 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return to_x, to_rows[:n_taps].to(weight.dtype), to_rows[n_taps].to(ctx.bias_dtype)
 
 
-convolve.register_autograd(_backward, setup_context=_setup_context)
+convolve.register_autograd(_backward, setup_context=_setup_context)  # pyright: ignore[reportFunctionMemberAccess]
