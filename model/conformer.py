@@ -8,7 +8,11 @@ encoding: order comes from the convolutions. Biases are everywhere.
 Legend: B batch, S latent steps, D model width, H heads.
 """
 
+import os
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 import torch
@@ -19,7 +23,15 @@ from torch.autograd.function import once_differentiable
 
 from .dropout import add_dropout, attention, feed_forward
 
-_HAS_TRITON = find_spec("triton") is not None
+
+def _has_triton() -> bool:
+    """Look for Triton, and for what it builds its launchers with: a C compiler, Python's header."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    compilers = os.environ.get("CC", "cc"), "gcc", "clang"
+    return find_spec("triton") is not None and header.exists() and any(map(which, compilers))
+
+
+_HAS_TRITON = _has_triton()
 
 
 class ConformerBlock(nn.Module):
@@ -136,7 +148,8 @@ def depthwise_convolution(
     backward of 8 x 250 steps of width 256, kernel 15: 1.3 ms against 4.7 ms along the width,
     which on an AMD EPYC took a third of ``nn.Conv1d``'s time.
 
-    On an NVIDIA GPU kernels of our own do it: PyTorch's take several times as long there.
+    On an NVIDIA GPU kernels of our own do it where Triton can build them: PyTorch's take several
+    times as long there.
 
     Args:
         x: floating, shape (B, S, D).

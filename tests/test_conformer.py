@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from melstream.model import conformer as conformer_module
 from melstream.model.conformer import (
     ConformerBlock,
     Convolution,
@@ -72,6 +73,13 @@ def test_a_depthwise_gradient_lies_as_its_weight_does(x: torch.Tensor) -> None:
     weight = convolution.depthwise.weight
     assert weight.grad is not None
     assert weight.grad.stride() == weight.stride()
+
+
+def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container without one has a GPU all the same."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert not conformer_module._has_triton()
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from melstream.model import (
     PretrainingModel,
     build_objective,
 )
+from melstream.model import conformer as conformer_module
 
 CONFIG = EncoderConfig(
     n_mels=8, latent_dim=16, dim=16, n_layers=2, n_heads=2, ffn_dim=32, dropout=0.0,
@@ -211,6 +212,7 @@ def test_a_training_step_is_one_graph_too(logmel: torch.Tensor) -> None:
         assert (graphs.graph_count, graphs.graph_break_count) == (1, 0), graphs.break_reasons
 
 
+@pytest.mark.skipif(not conformer_module._HAS_TRITON, reason="needs Triton and a C compiler")
 @torch.no_grad()
 def test_a_graph_for_a_gpu_takes_our_own_depthwise_convolution() -> None:
     operations: list[str] = []
