@@ -34,6 +34,10 @@ def _has_triton() -> bool:
 _HAS_TRITON = _has_triton()
 
 
+def _takes_triton(x: Tensor) -> bool:
+    return x.is_cuda and _HAS_TRITON
+
+
 class ConformerBlock(nn.Module):
     """Half a feed-forward module, convolution, attention, the other half, layer norm.
 
@@ -159,7 +163,7 @@ def depthwise_convolution(
     Returns:
         Floating, shape (B, S, D).
     """
-    if x.is_cuda and _HAS_TRITON:
+    if _takes_triton(x):
         from .depthwise_gpu import convolve  # with Triton it takes a second or two to load
 
         return convolve(x.contiguous(), weight.flatten(1).T.contiguous(), bias)

@@ -25,6 +25,7 @@ def run(script: str, *arguments: str, cache: Path) -> str:
 
 @pytest.mark.slow
 def test_the_depthwise_convolution_of_a_gpu_is_torchs(tmp_path: Path) -> None:
+    """And its weight's gradient lies as the weight does, or DDP copies it and warns."""
     errors = run("interpreted_kernels.py", cache=tmp_path).split()
     assert len(errors) == 4
     assert all(float(error) < TOLERANCE for error in errors), errors
@@ -32,7 +33,7 @@ def test_the_depthwise_convolution_of_a_gpu_is_torchs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_steps_compile_for_a_gpu(tmp_path: Path) -> None:
-    """A constant that only a GPU's code generator spoiled stopped every compiled run there."""
+    """A constant that only a GPU's code generator spoiled stopped compiled pre-training there."""
     cases = "pretraining", "padded"
     lines = run("lowering_for_gpu.py", *cases, cache=tmp_path).splitlines()
     assert [line.split(",")[0] for line in lines] == [f"{case}: 2 graphs" for case in cases]
