@@ -136,7 +136,7 @@ def test_a_compiled_graph_drops_the_share(p: float) -> None:
     torch.manual_seed(0)
     out = torch.stack([dropped(torch.ones(100, 100), p) for _ in range(100)])
     share = (out == 0).float().mean((1, 2))
-    # assumption: five standard deviations of a mean of a million, three of that of means
+    # assumption: five standard deviations of a mean of a million, four of a deviation of 100
     assert float(share.mean()) == pytest.approx(p, abs=5 * (p * (1 - p)) ** 0.5 / 1e3)
     assert float(share.std()) == pytest.approx((p * (1 - p)) ** 0.5 / 1e2, rel=0.3)
     assert out.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
